@@ -1,0 +1,1 @@
+"""Training recipes: each file has a function `config()` that returns a TrainConfig."""

@@ -1,0 +1,1 @@
+"""Data preparation: every step is a command, `python -m data_prep.STEP`."""

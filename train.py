@@ -1,0 +1,50 @@
+"""Train a model: `python train.py CONFIG.py [--field.name value ...]`.
+
+CONFIG.py has a function `config()` that returns a TrainConfig (see configs/). Every field can be
+overridden; `python train.py CONFIG.py --help` lists them. Run the same command again and it goes on
+from the newest checkpoint of its run_dir.
+"""
+
+import runpy
+import sys
+from pathlib import Path
+
+import tyro
+
+from uner_jax.command import run_command
+from uner_jax.records import InputError
+from uner_jax.training.config import TrainConfig
+from uner_jax.training.loop import train
+
+
+def main(arguments: list[str]) -> None:
+    """Read the recipe and the overrides, and run it."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__, file=sys.stdout if arguments in (["--help"], ["-h"]) else sys.stderr)
+        sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
+    recipe = load_recipe(arguments[0])
+    train(
+        tyro.cli(
+            TrainConfig,
+            prog=f"train.py {arguments[0]}",
+            description="Train a model.",
+            default=recipe,
+            args=arguments[1:],
+            config=(tyro.conf.AvoidSubcommands,),
+        )
+    )
+
+
+def load_recipe(path: str) -> TrainConfig:
+    """The TrainConfig that the file's `config()` returns; InputError if there is no such file or function."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such recipe; see configs/")
+    recipe = runpy.run_path(path).get("config")
+    config = recipe() if callable(recipe) else None
+    if not isinstance(config, TrainConfig):
+        raise InputError(f"{path}: must define a function config() that returns a TrainConfig")
+    return config
+
+
+if __name__ == "__main__":
+    run_command(main)

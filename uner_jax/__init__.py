@@ -1,0 +1,1 @@
+"""Open named-entity recognition with a small LLaMA, in JAX."""

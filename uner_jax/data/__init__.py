@@ -1,0 +1,1 @@
+"""TFRecord data sets of tokenized conversations: building, reading, packing, batches."""

@@ -1,0 +1,1 @@
+"""Scorers, and benchmark runs over question files."""

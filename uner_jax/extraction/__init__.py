@@ -1,0 +1,1 @@
+"""From documents and entity types to grounded entities with offsets and scores."""

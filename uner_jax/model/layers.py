@@ -1,0 +1,123 @@
+"""The parts of a block: parameters with logical axes, RMSNorm, attention, SwiGLU."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from uner_jax.mesh import constrain
+from uner_jax.model.config import LlamaConfig
+from uner_jax.model.rotary import rotate
+
+# B batch, T tokens, S keys and values seen, D model width, H query heads, K kv heads, Dh head width, F mlp width
+
+INIT_STDDEV = 0.02
+
+
+def normal_param(rngs: nnx.Rngs, shape: Sequence[int], axes: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter drawn from N(0, 0.02^2), with its logical axes (see `mesh.ShardingRules`)."""
+    return nnx.Param(INIT_STDDEV * jax.random.normal(rngs.params(), tuple(shape), jnp.float32), axes=axes)
+
+
+def constant_param(value: float, shape: Sequence[int], axes: tuple[str, ...]) -> nnx.Param:
+    """A float32 parameter of one value."""
+    return nnx.Param(jnp.full(tuple(shape), value, jnp.float32), axes=axes)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, config: LlamaConfig):
+        self.scale = constant_param(1.0, (config.hidden_size,), ("norm",))
+        self.epsilon = config.rms_norm_eps
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """The normalised input, in its own dtype."""
+        x32 = x_BTD.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return self.scale[...].astype(x_BTD.dtype) * normed.astype(x_BTD.dtype)
+
+
+class Projection(nnx.Module):
+    """An einsum with a kernel, and a bias where the config has one; computes in the dtype of its input."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        shape: Sequence[int],
+        axes: tuple[str, ...],
+        bias: bool,
+        inputs: int = 1,
+    ):
+        self.kernel = normal_param(rngs, shape, axes)
+        self.bias = constant_param(0.0, shape[inputs:], axes[inputs:]) if bias else None
+        self.inputs = inputs
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Contract the last `inputs` axes of x with the first of the kernel."""
+        kernel = self.kernel[...].astype(x.dtype)
+        y = jnp.tensordot(x, kernel, axes=self.inputs, preferred_element_type=x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        width, head = config.hidden_size, config.head_dim
+        heads, kv_heads, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
+        self.query = Projection(rngs, (width, heads, head), ("embed", "heads", "head_dim"), bias)
+        self.key = Projection(rngs, (width, kv_heads, head), ("embed", "kv_heads", "head_dim"), bias)
+        self.value = Projection(rngs, (width, kv_heads, head), ("embed", "kv_heads", "head_dim"), bias)
+        self.output = Projection(rngs, (heads, head, width), ("heads", "head_dim", "embed"), bias, inputs=2)
+        self.config = config
+
+    def project(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries (B, T, H, Dh) and keys, and values (B, T, K, Dh)."""
+        q_BTHDh = rotate(constrain(self.query(x_BTD), "batch", None, "heads", None), positions_BT, self.config)
+        k_BTKDh = rotate(constrain(self.key(x_BTD), "batch", None, "kv_heads", None), positions_BT, self.config)
+        v_BTKDh = constrain(self.value(x_BTD), "batch", None, "kv_heads", None)
+        return q_BTHDh, k_BTKDh, v_BTKDh
+
+    def attend(self, q_BTHDh: jax.Array, k_BSKDh: jax.Array, v_BSKDh: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+        """Softmax attention where the mask is true, projected back to (B, T, D)."""
+        mixed_BTHDh = jax.nn.dot_product_attention(
+            q_BTHDh, k_BSKDh, v_BSKDh, mask=mask_BTS[:, None], implementation="xla"
+        )
+        return self.output(constrain(mixed_BTHDh, "batch", None, "heads", None))
+
+
+class MLP(nnx.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate = Projection(rngs, (width, inner), ("embed", "mlp"), bias)
+        self.up = Projection(rngs, (width, inner), ("embed", "mlp"), bias)
+        self.down = Projection(rngs, (inner, width), ("mlp", "embed"), bias)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        """(B, T, D) to (B, T, D)."""
+        inner_BTF = jax.nn.silu(self.gate(x_BTD)) * self.up(x_BTD)
+        return self.down(constrain(inner_BTF, "batch", None, "mlp"))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each on the normalised input and added to it."""
+
+    def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = RMSNorm(config)
+        self.mlp = MLP(config, rngs)
+
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, mask_BTT: jax.Array) -> jax.Array:
+        """(B, T, D) to (B, T, D), over whole rows."""
+        q, k, v = self.attention.project(self.attention_norm(x_BTD), positions_BT)
+        return self.finish(x_BTD, self.attention.attend(q, k, v, mask_BTT))
+
+    def finish(self, x_BTD: jax.Array, attended_BTD: jax.Array) -> jax.Array:
+        """Add what attention gave, and the MLP's part."""
+        x_BTD = constrain(x_BTD + attended_BTD, "batch", None, None)
+        return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", None, None)

@@ -1,0 +1,248 @@
+"""The records that flow between the steps, and reading and writing files of them.
+
+A record is a plain dict in the form that stands in the file, so that a row read from anybody's
+JSON is already one; the `check_*` functions say once, with file and row number, what is wrong.
+Files are JSON arrays, JSON lines or Parquet, plain or compressed (`.gz`, `.zst`).
+"""
+
+import gzip
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NotRequired, TypedDict, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import zstandard
+
+PARQUET_ROWS = 1024
+
+
+class InputError(ValueError):
+    """Something that the user gave is wrong; the message names the file, the record and the fix."""
+
+
+class Passage(TypedDict):
+    """A piece of a document, short enough for one prompt."""
+
+    id: str
+    text: str
+    source: NotRequired[str]
+
+
+class Entity(TypedDict):
+    """A mention, verbatim, and its type, as the teacher gave it."""
+
+    text: str
+    type: str
+
+
+class Label(TypedDict):
+    """A passage with the teacher's answer on it."""
+
+    id: str
+    text: str
+    entities: list[Entity]
+    teacher: NotRequired[dict[str, Any]]
+
+
+# "from" is no Python name: hence the call form.
+Turn = TypedDict("Turn", {"from": str, "value": str})
+
+
+class Conversation(TypedDict):
+    """The published form: a passage, its acknowledgement, then questions and answers in turn."""
+
+    id: str
+    conversations: list[Turn]
+
+
+def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+    """Yield `(where, row)` for every row of a JSON array, JSON-lines or Parquet file.
+
+    `where` names file and row ("labels.jsonl, line 7") for error messages. Blank lines are passed
+    over. Raises InputError for a missing or unreadable file and for a line that is not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if _bare_suffix(path) == ".parquet":
+        yield from _read_parquet(path)
+        return
+    with open_text(path) as file:
+        try:
+            yield from _read_json(path, file)
+        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+            raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+    number = 0
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        if number == 1 and line.lstrip().startswith("["):
+            yield from _read_array(path, line + file.read())
+            return
+        try:
+            yield f"{path}, line {number}", json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error}); each line must be one record") from error
+
+
+def _read_array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: not a JSON array ({error})") from error
+    for number, row in enumerate(rows, 1):
+        yield f"{path}, item {number}", row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        file = pq.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(PARQUET_ROWS):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _bare_suffix(path: Path) -> str:
+    """The suffix of the content: `.jsonl` of `a.jsonl.zst`."""
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
+    return suffixes[-1].lower() if suffixes else ""
+
+
+def open_text(path: Path) -> IO[str]:
+    """Open a plain, `.gz` or `.zst` file for reading text in UTF-8."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8")
+    if path.suffix == ".zst":
+        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
+        return io.TextIOWrapper(raw, encoding="utf-8")
+    return path.open(encoding="utf-8")
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a temporary name beside `path`; on success it is synced to disk and renamed to `path`.
+
+    A reader never sees half a file, and a killed writer leaves `path` as it was.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # the suffixes stay last: they choose the compression.
+    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Any]) -> int:
+    """Write rows as JSON lines or Parquet, by the suffix, atomically; returns how many there were."""
+    with atomic_path(path) as temporary:
+        if _bare_suffix(Path(path)) == ".parquet":
+            rows = list(rows)
+            pq.write_table(pa.Table.from_pylist(rows), temporary)
+            return len(rows)
+        count = 0
+        with _open_for_writing(temporary) as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                count += 1
+        return count
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write one JSON value, indented, atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _open_for_writing(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        # no time in the header: the same rows make the same bytes.
+        return cast(IO[bytes], gzip.GzipFile(path, "wb", mtime=0))
+    if path.suffix == ".zst":
+        return cast(IO[bytes], zstandard.ZstdCompressor().stream_writer(path.open("wb"), closefd=True))
+    return path.open("wb")
+
+
+def check_passage(row: Any, where: str) -> Passage:
+    """The row as a passage; InputError if a field is missing or of the wrong type, or the text is empty."""
+    _check_text_record(row, where, "a passage")
+    return row
+
+
+def check_label(row: Any, where: str) -> Label:
+    """The row as a label record; InputError names the field that is wrong."""
+    _check_text_record(row, where, "a label record")
+    entities = row.get("entities")
+    if not isinstance(entities, list):
+        raise InputError(f'{where}: "entities" must be a list of {{"text", "type"}}, found {_kind(entities)}')
+    for entity in entities:
+        if not (isinstance(entity, dict) and _is_text(entity.get("text")) and _is_text(entity.get("type"))):
+            raise InputError(
+                f'{where}: an entity must be {{"text": ..., "type": ...}} with non-empty strings, found {entity!r}'
+            )
+    return row
+
+
+def check_conversation(row: Any, where: str) -> Conversation:
+    """The row as a conversation of the published form.
+
+    The turns alternate, human first: the passage and its acknowledgement, then one or more pairs of
+    question and answer. InputError says which turn breaks the form.
+    """
+    _check_mapping(row, where, "a conversation")
+    turns = row.get("conversations")
+    if not isinstance(row.get("id"), str):
+        raise InputError(f'{where}: "id" must be a string, found {_kind(row.get("id"))}')
+    if not isinstance(turns, list):
+        raise InputError(f'{where}: "conversations" must be a list of turns, found {_kind(turns)}')
+    for number, turn in enumerate(turns):
+        expected = ("human", "gpt")[number % 2]
+        if not (isinstance(turn, dict) and isinstance(turn.get("value"), str)):
+            raise InputError(f'{where}: turn {number} must be {{"from": ..., "value": a string}}, found {turn!r:.200}')
+        if turn.get("from") != expected:
+            raise InputError(
+                f"{where}: turn {number} is from {turn.get('from')!r}, not {expected!r}; turns alternate, human first"
+            )
+    if len(turns) < 4 or len(turns) % 2:
+        raise InputError(
+            f"{where}: {len(turns)} turns; expected passage, acknowledgement, then pairs of question and answer"
+        )
+    return row
+
+
+def _check_text_record(row: Any, where: str, kind: str) -> None:
+    _check_mapping(row, where, kind)
+    if not isinstance(row.get("id"), str):
+        raise InputError(f'{where}: "id" must be a string, found {_kind(row.get("id"))}')
+    if not _is_text(row.get("text")):
+        found = "an empty text" if isinstance(row.get("text"), str) else _kind(row.get("text"))
+        raise InputError(f'{where}: "text" must be a non-empty string, found {found}')
+
+
+def _check_mapping(row: Any, where: str, kind: str) -> None:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: {kind} must be a JSON object, found {_kind(row)}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else type(value).__name__

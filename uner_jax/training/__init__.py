@@ -1,0 +1,1 @@
+"""The training run: config, optimizer, loss, step, loop, checkpoints."""

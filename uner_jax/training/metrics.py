@@ -1,0 +1,67 @@
+"""The record of a run: a JSON line a step, TensorBoard events, a line of progress."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+LINE_SECONDS = 10.0
+
+
+class Metrics:
+    """Writes `metrics.jsonl` and events of a run that goes on after `step` steps; later rows are cut off.
+
+    A killed run may have written rows beyond its last checkpoint: those steps are made again.
+    """
+
+    def __init__(self, run_dir: Path, step: int, steps: int):
+        self._steps = steps
+        self._shown = 0.0
+        self._path = run_dir / "metrics.jsonl"
+        kept = [row for row in _whole_rows(self._path) if row["step"] <= step]
+        self._file = self._path.open("w", encoding="utf-8")
+        for row in kept:
+            self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        self._events = SummaryWriter(str(run_dir), purge_step=step + 1, write_to_disk=True)
+
+    def write(self, row: dict[str, float]) -> None:
+        """Write one step's row; `row["step"]` counts from 1."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            if name != "step":
+                self._events.add_scalar(f"train/{name}", value, int(row["step"]))
+        self._show(row)
+
+    def _show(self, row: dict[str, float]) -> None:
+        now, last = time.monotonic(), row["step"] == self._steps
+        if now - self._shown < LINE_SECONDS and not last:
+            return
+        self._shown = now
+        left = (self._steps - row["step"]) * row["seconds"]
+        print(
+            f"step {row['step']}/{self._steps}  loss {row['loss']:.4f}  lr {row['learning_rate']:.2e}  "
+            f"grad norm {row['grad_norm']:.2f}  {row['tokens'] / row['seconds']:,.0f} tokens/s  {left:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def close(self) -> None:
+        """Flush everything to disk."""
+        self._file.close()
+        self._events.close()
+
+
+def _whole_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a file whose last line may be cut off."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows

@@ -1,0 +1,1 @@
+"""Looking at extracted entities: one self-contained HTML page."""

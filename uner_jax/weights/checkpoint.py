@@ -1,0 +1,106 @@
+"""The layout of our own checkpoints: an Orbax directory with the model, its tokenizer and its config.
+
+A checkpoint is a directory of named items: `model` (parameters by name), `tokenizer` (the text of
+its Hugging Face files) and, while training, `optimizer`. The metadata holds the model's config and
+the versions that wrote it: a checkpoint can be used without anything beside it.
+"""
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from uner_jax.model.config import LlamaConfig, RopeScaling
+from uner_jax.model.llama import Llama
+from uner_jax.model.parameters import flatten
+from uner_jax.records import InputError
+from uner_jax.tokenizer import Tokenizer, load_tokenizer
+
+FORMAT = "uner_jax/1"
+
+
+def model_items(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The items that every checkpoint holds."""
+    return {"model": flatten(model), "tokenizer": tokenizer_files(tokenizer)}
+
+
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokenizer's Hugging Face files, by name."""
+    with tempfile.TemporaryDirectory() as directory:
+        tokenizer.save(Path(directory))
+        return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(directory).iterdir())}
+
+
+def metadata_of(model: Llama) -> dict[str, Any]:
+    """What a checkpoint says of itself."""
+    import flax
+    import orbax.checkpoint
+
+    versions = {"jax": jax.__version__, "flax": flax.__version__, "orbax": orbax.checkpoint.__version__}
+    return {"format": FORMAT, "model_config": dataclasses.asdict(model.config), "versions": versions}
+
+
+def write_checkpoint(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
+    """Write a checkpoint of the model and its tokenizer. Raises InputError if the directory has files."""
+    if directory.exists() and any(directory.iterdir()):
+        raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
+    ocp.save_checkpointables(
+        epath.Path(directory.absolute()), model_items(model, tokenizer), custom_metadata=metadata_of(model)
+    )
+
+
+def checkpoint_directory(path: Path) -> Path | None:
+    """The checkpoint that a path means: itself, or the newest of a training run; None if it is neither."""
+    if (path / "_CHECKPOINT_METADATA").is_file():
+        return path
+    steps = [step for step in (path / "checkpoints").glob("*") if step.name.isdigit()]
+    steps = [step for step in steps if (step / "_CHECKPOINT_METADATA").is_file()]
+    return max(steps, key=lambda step: int(step.name), default=None)
+
+
+def read_metadata(directory: Path) -> dict[str, Any]:
+    """A checkpoint's metadata. Raises InputError if it was not written by this project."""
+    found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}")
+    return found
+
+
+def read_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer that lies in a checkpoint."""
+    items = ocp.load_checkpointables(epath.Path(directory.absolute()), {"tokenizer": None})
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, text in items["tokenizer"].items():
+            Path(temporary, name).write_text(text, encoding="utf-8")
+        return load_tokenizer(temporary)
+
+
+def config_of(metadata: dict[str, Any]) -> LlamaConfig:
+    """The model's config from a checkpoint's metadata."""
+    fields = dict(metadata["model_config"])
+    if fields["rope_scaling"] is not None:
+        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+    return LlamaConfig(**fields)
+
+
+class CheckpointTensors:
+    """The parameters of a checkpoint of ours."""
+
+    def __init__(self, directory: Path):
+        self.where = str(directory)
+        self.directory = epath.Path(directory.absolute())
+        self.config = config_of(read_metadata(directory))
+
+    def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """All parameters, as the shapes, dtypes and shardings given say."""
+        return ocp.load_checkpointables(self.directory, {"model": abstract})["model"]
+
+    def dtype(self) -> np.dtype:
+        """The dtype that the parameters were saved in."""
+        saved = ocp.checkpointables_metadata(self.directory).metadata["model"]
+        return np.dtype(saved["embedding"].dtype)

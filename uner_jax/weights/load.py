@@ -1,0 +1,132 @@
+"""One `load_model` for whatever a path is: a Hugging Face directory, a GGUF file, a checkpoint of ours."""
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from uner_jax.model.config import LlamaConfig
+from uner_jax.model.llama import Llama
+from uner_jax.model.parameters import abstract_model, flatten, tree_shardings, unflatten
+from uner_jax.records import InputError
+from uner_jax.tokenizer import Tokenizer, load_tokenizer
+from uner_jax.weights.checkpoint import CheckpointTensors, checkpoint_directory, read_tokenizer
+from uner_jax.weights.gguf import GGUFTensors
+from uner_jax.weights.hf import HFTensors
+from uner_jax.weights.names import TENSOR_NAMES
+
+
+class Tensors(Protocol):
+    """A source of tensors under Hugging Face's names and in its layout."""
+
+    where: str
+    config: LlamaConfig
+
+    def names(self) -> set[str]: ...  # noqa: D102
+    def read(self, name: str) -> np.ndarray: ...  # noqa: D102
+
+
+def load_model(
+    path: str | os.PathLike,
+    dtype: str | jnp.dtype | type | None = jnp.float32,
+    mesh: Mesh | None = None,
+) -> Llama:
+    """Load a model; parameters and computation are in `dtype`, None keeps the dtype of the file.
+
+    With a mesh every parameter is placed as `mesh.ShardingRules` says, read a parameter at a time.
+    Raises InputError if the path is no model, or has a tensor missing, unknown or of a wrong shape.
+    """
+    source = _open(Path(path))
+    model = abstract_model(source.config)
+    if dtype is None:
+        dtype = source.dtype() if isinstance(source, CheckpointTensors) else _file_dtype(source)
+    dtype = jnp.dtype(dtype)
+    shardings = flatten(tree_shardings(model, mesh)) if mesh else {}
+    on_one = SingleDeviceSharding(jax.devices()[0])
+    abstract = {
+        name: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings.get(name, on_one))
+        for name, leaf in flatten(model).items()
+    }
+    if isinstance(source, CheckpointTensors):
+        leaves = source.read_all(abstract)
+    else:
+        _check_names(source, set(abstract))
+        leaves = {name: _read_parameter(source, name, leaf) for name, leaf in abstract.items()}
+    model = unflatten(model, leaves)
+    model.compute_dtype = dtype
+    return model
+
+
+def load_config(path: str | os.PathLike) -> LlamaConfig:
+    """The architecture of what `load_model` loads, without reading its weights."""
+    return _open(Path(path)).config
+
+
+def load_model_tokenizer(path: str | os.PathLike) -> Tokenizer:
+    """The tokenizer that belongs to what `load_model` loads."""
+    directory = checkpoint_directory(Path(path))
+    return read_tokenizer(directory) if directory else load_tokenizer(path)
+
+
+def _open(path: Path) -> HFTensors | GGUFTensors | CheckpointTensors:
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"{path}: a model is a directory or a .gguf file")
+        return GGUFTensors(path)
+    directory = checkpoint_directory(path)
+    if directory is not None:
+        return CheckpointTensors(directory)
+    if not (path / "config.json").is_file():
+        raise InputError(
+            f"{path}: no model here: neither config.json (Hugging Face) nor a checkpoint of ours; "
+            "a training run writes its first one after checkpoint.every steps"
+        )
+    return HFTensors(path)
+
+
+def _file_dtype(source: Tensors) -> np.dtype:
+    return source.read(TENSOR_NAMES["norm.scale"].name).dtype
+
+
+def _check_names(source: Tensors, ours: set[str]) -> None:
+    expected = set()
+    for name in ours:
+        theirs = TENSOR_NAMES[name]
+        layers = range(source.config.num_hidden_layers) if theirs.per_layer else range(1)
+        expected |= {theirs.name.format(layer=layer) for layer in layers}
+    found = source.names()
+    if source.config.tie_word_embeddings:
+        found -= {TENSOR_NAMES["head"].name}  # a copy of the embedding that some exports carry
+    missing, unknown = sorted(expected - found), sorted(found - expected)
+    if missing or unknown:
+        parts = [f"{what} {len(names)} tensor(s): {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
+                 for what, names in (("lacks", missing), ("has unknown", unknown)) if names]  # fmt: skip
+        raise InputError(f"{source.where}: {'; '.join(parts)}; the config does not fit the weights")
+
+
+def _read_parameter(source: Tensors, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    theirs = TENSOR_NAMES[name]
+    shape = leaf.shape[1:] if theirs.per_layer else leaf.shape
+
+    def tensor(layer: int) -> np.ndarray:
+        full_name = theirs.name.format(layer=layer)
+        read = source.read(full_name)
+        if read.shape != theirs.their_shape(shape):
+            raise InputError(
+                f"{source.where}: {full_name} has shape {read.shape}; the config says {theirs.their_shape(shape)}"
+            )
+        return theirs.to_ours(read, shape)
+
+    def part(index: Any) -> np.ndarray:
+        if not theirs.per_layer:
+            return np.asarray(tensor(0)[index], leaf.dtype)
+        layers = range(leaf.shape[0])[index[0]]
+        return np.stack([np.asarray(tensor(layer)[index[1:]], leaf.dtype) for layer in layers])
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
