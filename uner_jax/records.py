@@ -9,16 +9,20 @@ import gzip
 import io
 import json
 import os
+import re
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NotRequired, TypedDict, cast
+from typing import IO, Any, BinaryIO, NotRequired, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
 PARQUET_ROWS = 1024
+# the first turn of `template.passage_turn`, with and without a data set's name, on no passage.
+NO_PASSAGE = re.compile(r"(Dataset: .* \n )?(Text:)?\s*")
 
 
 class InputError(ValueError):
@@ -75,18 +79,19 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
     with open_text(path) as file:
         try:
             yield from _read_json(path, file)
-        except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zstandard.ZstdError) as error:
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
-    number = 0
+    first = True
     for number, line in enumerate(file, 1):
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
-            yield from _read_array(path, line + file.read())
+        if first and line.lstrip().startswith("["):
+            yield from _read_array(path, "\n" * (number - 1) + line + file.read())
             return
+        first = False
         try:
             yield f"{path}, line {number}", json.loads(line)
         except json.JSONDecodeError as error:
@@ -104,13 +109,11 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        file = pq.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(PARQUET_ROWS):
-            for row in batch.to_pylist():
-                number += 1
+        with pq.ParquetFile(path) as file:
+            rows = (row for batch in file.iter_batches(PARQUET_ROWS) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
                 yield f"{path}, row {number}", row
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
@@ -125,8 +128,8 @@ def open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
     if path.suffix == ".zst":
-        raw = zstandard.ZstdDecompressor().stream_reader(path.open("rb"), read_across_frames=True, closefd=True)
-        return io.TextIOWrapper(raw, encoding="utf-8")
+        # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
+        return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8")
     return path.open(encoding="utf-8")
 
 
@@ -150,33 +153,57 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Any]) -> int:
-    """Write rows as JSON lines or Parquet, by the suffix, atomically; returns how many there were."""
+    """Write rows as JSON lines or Parquet, by the suffix, atomically; returns how many there were.
+
+    The same rows make the same bytes. In Parquet a field that some rows lack is null in them. Raises
+    InputError if rows do not fit into Parquet's columns.
+    """
     with atomic_path(path) as temporary:
         if _bare_suffix(Path(path)) == ".parquet":
-            rows = list(rows)
-            pq.write_table(pa.Table.from_pylist(rows), temporary)
-            return len(rows)
+            return _write_parquet(temporary, list(rows), Path(path))
         count = 0
         with _open_for_writing(temporary) as file:
             for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                file.write(_to_utf8(json.dumps(row, ensure_ascii=False)) + b"\n")
                 count += 1
         return count
+
+
+def _write_parquet(temporary: Path, rows: list[Any], path: Path) -> int:
+    # not Table.from_pylist: it takes the fields of the first row and drops those that only others have.
+    names = dict.fromkeys(name for row in rows for name in row)
+    try:
+        table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
+        pq.write_table(table, temporary)
+    except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
+        raise InputError(f"{path}: the rows do not fit into Parquet ({error}); write them as .jsonl") from error
+    return len(rows)
+
+
+def _to_utf8(text: str) -> bytes:
+    """JSON text as bytes; the backslash form of a lone surrogate, which UTF-8 cannot hold, is JSON's own."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write one JSON value, indented, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_bytes(_to_utf8(json.dumps(value, indent=2, ensure_ascii=False)) + b"\n")
 
 
-def _open_for_writing(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        # no time in the header: the same rows make the same bytes.
-        return cast(IO[bytes], gzip.GzipFile(path, "wb", mtime=0))
-    if path.suffix == ".zst":
-        return cast(IO[bytes], zstandard.ZstdCompressor().stream_writer(path.open("wb"), closefd=True))
-    return path.open("wb")
+@contextmanager
+def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
+    with path.open("wb") as file:
+        if path.suffix == ".gz":
+            # neither time nor the temporary name in the header: the same rows make the same bytes.
+            with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
+                yield cast(BinaryIO, compressed)
+        elif path.suffix == ".zst":
+            # with a checksum, as gzip has of itself: a flipped bit must not become another letter.
+            with zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False) as compressed:
+                yield cast(BinaryIO, compressed)
+        else:
+            yield file
 
 
 def check_passage(row: Any, where: str) -> Passage:
@@ -223,6 +250,8 @@ def check_conversation(row: Any, where: str) -> Conversation:
         raise InputError(
             f"{where}: {len(turns)} turns; expected passage, acknowledgement, then pairs of question and answer"
         )
+    if NO_PASSAGE.fullmatch(turns[0]["value"]):
+        raise InputError(f'{where}: turn 0 must hold a passage ("Text: ..."), found {turns[0]["value"]!r}')
     return row
 
 

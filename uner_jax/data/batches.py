@@ -7,9 +7,8 @@ from pathlib import Path
 import grain
 import numpy as np
 
-from uner_jax.data.builder import dataset_directory, parse_example, shard_paths
+from uner_jax.data.builder import dataset_directory, open_examples
 from uner_jax.data.packing import fill_ratio, pack_best_fit
-from uner_jax.data.tfrecord import TFRecordSource
 from uner_jax.records import InputError
 
 # B rows, T tokens of a row, A answer tokens of a row
@@ -27,7 +26,7 @@ class PackedRows:
 
     def __init__(self, data_dir: Path, name: str, row_length: int):
         self.directory = dataset_directory(data_dir, name)
-        self._source = TFRecordSource(shard_paths(data_dir, name), parse_example)
+        self._source = open_examples(data_dir, name)
         if len(self._source) == 0:
             raise InputError(f"{self.directory}: the data set has no conversations")
         counts = np.array([(len(e.tokens), int(np.sum(e.loss_mask))) for e in self._examples()], np.int64)

@@ -67,6 +67,11 @@ class TFRecordSource:
         self._starts = np.cumsum([0, *(len(spans) for spans in self._spans)])
         self._maps: dict[int, mmap.mmap] = {}
 
+    @property
+    def shard_lengths(self) -> list[int]:
+        """The number of records of each file."""
+        return [len(spans) for spans in self._spans]
+
     def __len__(self) -> int:
         return int(self._starts[-1])
 

@@ -104,36 +104,55 @@ def config_from_hf(fields: dict[str, Any], where: str) -> LlamaConfig:
     unknown = sorted(name for name in fields if name not in known and fields[name] is not None)
     if unknown:
         raise InputError(f"{where}: unknown field(s) {', '.join(unknown)}: they may change what the model computes")
-    missing = [name for name in SIZES if not isinstance(fields.get(name), int)]
+    missing = [name for name in SIZES if not _is_like(fields.get(name), 1)]
     if missing:
-        raise InputError(f"{where}: field(s) missing or not a whole number: {', '.join(missing)}")
+        raise InputError(f"{where}: field(s) missing or not a whole number above 0: {', '.join(missing)}")
+    sizes = {name: fields[name] for name in SIZES}
+    heads = sizes["num_attention_heads"]
+    optional = OPTIONAL | {"num_key_value_heads": heads, "head_dim": sizes["hidden_size"] // heads}
+    for name, default in optional.items():
+        if fields.get(name) is not None and not _is_like(fields[name], default):
+            raise InputError(f"{where}: {name} = {fields[name]!r} is not supported; expected one like {default!r}")
+    found = {name: default if fields.get(name) is None else fields[name] for name, default in optional.items()}
     theta, scaling = _read_rope(fields, where)
-    heads = fields["num_attention_heads"]
-    return LlamaConfig(
-        **{name: fields[name] for name in SIZES},
-        **{name: fields.get(name, default) for name, default in OPTIONAL.items()},
-        num_key_value_heads=fields.get("num_key_value_heads") or heads,
-        head_dim=fields.get("head_dim") or fields["hidden_size"] // heads,
-        rope_theta=theta,
-        rope_scaling=scaling,
-    )
+    try:
+        return LlamaConfig(**sizes, **found, rope_theta=theta, rope_scaling=scaling)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _is_like(value: Any, example: bool | int | float) -> bool:
+    """Whether it is a bool as the example is, or a number above 0, whole if the example is."""
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(example, bool) and isinstance(value, bool)
+    return isinstance(value, (int, type(example))) and value > 0
 
 
 def _read_rope(fields: dict[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    rope = dict(fields.get("rope_parameters") or fields.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0)
-    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{where}: rotary scaling {rope!r} is not supported; expected an object")
+    rope = dict(rope)
+    theta = rope.pop("rope_theta", None) or fields.get("rope_theta") or 10_000.0
+    kind = rope.pop("rope_type", None) or rope.get("type") or "default"
     rope.pop("type", None)
-    if kind == "default":
-        return theta, None
-    if kind not in ("linear", "llama3"):
+    part = rope.pop("partial_rotary_factor", None)
+    if part not in REQUIRED["partial_rotary_factor"]:
+        raise InputError(f"{where}: partial_rotary_factor = {part!r} is not supported; expected 1")
+    if kind not in ("default", "linear", "llama3"):
         raise InputError(f'{where}: rotary scaling {kind!r} is not supported; expected "linear" or "llama3"')
     names = {field.name for field in dataclasses.fields(RopeScaling)} - {"kind"}
-    unknown = sorted(set(rope) - names)
-    needed = {"factor"} if kind == "linear" else names
-    if unknown or needed - set(rope):
+    needed = {"default": set(), "linear": {"factor"}, "llama3": names}[kind]
+    if kind != "default" and (set(rope) - names or needed - set(rope)):
         raise InputError(f"{where}: rotary scaling {kind!r} needs {sorted(needed)}, found {sorted(rope)}")
-    return theta, RopeScaling(kind="linear" if kind == "linear" else "llama3", **rope)
+    numbers = {"rope_theta": theta} | {name: rope[name] for name in sorted(needed)}
+    for name, value in numbers.items():
+        if not _is_like(value, 1.0):
+            raise InputError(f"{where}: {name} = {value!r} is not supported; expected a number above 0")
+    if kind == "default":
+        return float(theta), None
+    values = {name: rope[name] for name in needed}
+    return float(theta), RopeScaling(kind="linear" if kind == "linear" else "llama3", **values)
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:

@@ -79,8 +79,8 @@ class Checkpoints:
         changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
         if changed:
             raise InputError(
-                f"checkpoint {step} of {self._checkpointer.directory} was trained on other data ({'; '.join(changed)}): "
-                "resuming would not continue it; give another run_dir"
+                f"checkpoint {step} of {self._checkpointer.directory} was trained on other data "
+                f"({'; '.join(changed)}): resuming would not continue it; give another run_dir"
             )
 
     def close(self) -> None:

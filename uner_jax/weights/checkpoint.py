@@ -46,12 +46,19 @@ def metadata_of(model: Llama) -> dict[str, Any]:
 
 
 def write_checkpoint(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a checkpoint of the model and its tokenizer. Raises InputError if the directory has files."""
-    if directory.exists() and any(directory.iterdir()):
-        raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
+    """Write a checkpoint of the model and its tokenizer. Raises InputError if something is there already."""
+    make_way(directory)
     ocp.save_checkpointables(
         epath.Path(directory.absolute()), model_items(model, tokenizer), custom_metadata=metadata_of(model)
     )
+
+
+def make_way(directory: Path) -> None:
+    """Remove the directory that is to be written if it is there and empty; InputError if it holds anything."""
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+    elif directory.exists():
+        raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -64,15 +71,22 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """A checkpoint's metadata. Raises InputError if it was not written by this project."""
-    found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
+    """A checkpoint's metadata. Raises InputError if it was not written by this project, or not to its end."""
+    try:
+        found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
+    except ValueError as error:  # Orbax's for a checkpoint without named items
+        raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}: {error}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}")
+    for item in ("model", "tokenizer"):
+        if not (directory / item).is_dir():
+            raise InputError(f"{directory}: a checkpoint of ours without its {item}; copy it again, whole")
     return found
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer that lies in a checkpoint."""
+    """The tokenizer that lies in a checkpoint. Raises InputError as `read_metadata` does."""
+    read_metadata(directory)
     items = ocp.load_checkpointables(epath.Path(directory.absolute()), {"tokenizer": None})
     with tempfile.TemporaryDirectory() as temporary:
         for name, text in items["tokenizer"].items():
@@ -97,10 +111,21 @@ class CheckpointTensors:
         self.config = config_of(read_metadata(directory))
 
     def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """All parameters, as the shapes, dtypes and shardings given say."""
+        """All parameters, as the shapes, dtypes and shardings given say. Raises InputError if one does not fit."""
+        found = {name: tuple(saved.shape) for name, saved in self._saved().items()}
+        expected = {name: leaf.shape for name, leaf in abstract.items()}
+        if found != expected:
+            name = min(name for name in found | expected if found.get(name) != expected.get(name))
+            shapes = f"{found.get(name, 'not there')}; the config says {expected.get(name, 'not there')}"
+            raise InputError(f"{self.where}: the shape of {name} is {shapes}")
         return ocp.load_checkpointables(self.directory, {"model": abstract})["model"]
 
     def dtype(self) -> np.dtype:
         """The dtype that the parameters were saved in."""
+        return np.dtype(self._saved()["embedding"].dtype)
+
+    def _saved(self) -> dict[str, Any]:
         saved = ocp.checkpointables_metadata(self.directory).metadata["model"]
-        return np.dtype(saved["embedding"].dtype)
+        if saved is None:
+            raise InputError(f"{self.where}: the list of the model's parameters is not readable; copy it again, whole")
+        return saved

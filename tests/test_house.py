@@ -1,0 +1,148 @@
+"""The house has floors: a room takes from the floors below it, never from beside or above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = (
+    ("uner_jax",),  # the package itself, which holds nothing
+    ("uner_jax.mesh", "uner_jax.tokenizer", "uner_jax.records", "uner_jax.command"),
+    ("uner_jax.model", "uner_jax.template"),
+    ("uner_jax.weights", "uner_jax.data"),
+    ("uner_jax.training", "uner_jax.extraction", "data_prep"),
+    ("train", "configs", "uner_jax.evaluation", "uner_jax.view"),
+    ("uner_jax.cli",),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# records stands on the ground: the rooms beside it may use it.
+SHARED = "uner_jax.records"
+NOT_A_NOUN = {"utils", "util", "helpers", "helper", "common", "misc"}
+OURS = "uner_jax", "data_prep", "configs", "train"
+
+
+def module_of(path, root=ROOT):
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def house(root=ROOT):
+    """Every module of the house and its source."""
+    folders = [path for name in OURS if (root / name).is_dir() for path in sorted((root / name).rglob("*.py"))]
+    return {module_of(path, root): path.read_text(encoding="utf-8") for path in [*folders, root / "train.py"]}
+
+
+def room_of(module):
+    """The room that a module is in: a folder or a file of the table; a tokenizer of several files is one."""
+    parts = module.split(".")
+    if parts[0] != "uner_jax":
+        return parts[0]
+    if len(parts) > 1 and parts[1].startswith("tokenizer"):
+        return "uner_jax.tokenizer"
+    return ".".join(parts[:2])
+
+
+def imports(module, source, is_package):
+    """The full names that a module imports, inside functions too: `(line, name)`."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = module.split(".") if is_package else module.split(".")[:-1]
+            start = base[: len(base) - node.level + 1] if node.level else []
+            origin = ".".join([*start, *filter(None, [node.module])])
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            # a name that is made at run time is shown as it stands, and is in no room.
+            known = node.args and isinstance(node.args[0], ast.Constant)
+            yield node.lineno, str(node.args[0].value if known else f"uner_jax.{ast.unparse(node)}")
+
+
+def faults(modules, packages):
+    """What breaks the order of the house, a line each."""
+    for module, source in modules.items():
+        room = room_of(module)
+        if room not in FLOOR_OF:
+            yield f"{module}: a room without a floor"
+            continue
+        for line, name in imports(module, source, module in packages):
+            target = room_of(name)
+            if name.split(".")[0] not in OURS or target == room:
+                continue
+            allowed = target in FLOOR_OF and (
+                FLOOR_OF[target] < FLOOR_OF[room] or (target == SHARED and FLOOR_OF[room] == FLOOR_OF[SHARED])
+            )
+            if not allowed:
+                yield f"{module}, line {line}: {room} must not import {name}"
+
+
+def packages_of(root=ROOT):
+    return {module_of(path, root) for name in OURS for path in (root / name).rglob("__init__.py")}
+
+
+def test_imports_go_down():
+    assert list(faults(house(), packages_of())) == []
+
+
+def test_every_floor_is_lived_in():
+    # `packages_of` and `house` find what there is: most rooms of the table, and none twice.
+    modules = house()
+    assert {"train", "configs.tiny", "uner_jax", "uner_jax.model.llama", "uner_jax.data.batches"} <= modules.keys()
+    assert "uner_jax.model" in packages_of() and len(modules) > 40
+    assert len(FLOOR_OF) == sum(map(len, FLOORS))
+
+
+BROKEN = {
+    "uner_jax.mesh": "from uner_jax.model.llama import Llama",
+    "uner_jax.records": "from uner_jax import tokenizer",
+    "uner_jax.tokenizer": "def f():\n    import uner_jax.mesh",
+    "uner_jax.model.llama": "from ..template import encode_prompt",
+    "uner_jax.weights": "from . import data\nfrom ..data import builder",
+    "uner_jax.extraction.engine": "import importlib\nimportlib.import_module('uner_jax.training.loop')",
+    "uner_jax.data.builder": "import importlib\nimportlib.import_module(name)",
+    "data_prep.judge": "if True:\n    from uner_jax.extraction.engine import Engine",
+    "uner_jax.template": "import train",
+    "uner_jax.shed.tools": "import json",
+    "uner_jax": "from uner_jax.records import InputError",
+}
+
+
+@pytest.mark.parametrize("module", BROKEN)
+def test_a_broken_house_is_noticed(module):
+    modules = house() | {"uner_jax.extraction.engine": "", module: BROKEN[module]}
+    found = [fault for fault in faults(modules, packages_of()) if fault.startswith((f"{module},", f"{module}:"))]
+    assert len(found) == 1
+
+
+SOUND = {
+    "uner_jax.tokenizer.pieces": "from .gguf import read\nfrom uner_jax.tokenizer import gguf",
+    "uner_jax.tokenizer_gguf": "from uner_jax.tokenizer import Tokenizer\nfrom uner_jax.records import InputError",
+    "uner_jax.model.llama": "from . import layers\nfrom .layers import Block\nfrom uner_jax import mesh\nimport jax",
+    "data_prep.judge": "from data_prep.conversations import f\nfrom uner_jax.data import builder",
+    "uner_jax.cli": "def main():\n    from uner_jax.view.page import write_page\n    import train",
+}
+
+
+@pytest.mark.parametrize("module", SOUND)
+def test_a_sound_house_is_left_alone(module):
+    modules = house() | {"uner_jax.tokenizer.gguf": "", module: SOUND[module]}
+    assert [fault for fault in faults(modules, packages_of()) if fault.startswith(f"{module},")] == []
+
+
+def test_files_have_a_noun_for_a_name():
+    named = {module: set(module.lower().replace("_", ".").split(".")) & NOT_A_NOUN for module in house()}
+    assert {module: words for module, words in named.items() if words} == {}
+
+
+def test_nothing_is_unpickled():
+    # a pickle runs what is in it: no file that a user gives may be one.
+    forbidden = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+    found = [
+        f"{module}, line {line}: {name}"
+        for module, source in house().items()
+        for line, name in imports(module, source, module in packages_of())
+        if name.split(".")[0] in forbidden
+    ]
+    assert found == []
+    assert not any("allow_pickle=True" in source for source in house().values())
