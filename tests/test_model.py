@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
@@ -89,7 +89,8 @@ def places(rows: int, count: int) -> np.ndarray:
 
 
 # most programs here run once, and compiling them is what takes the time; so does every operation outside of them.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+jit = partial(jax.jit, compiler_options=QUICKLY)
 
 
 @jit
@@ -204,18 +205,20 @@ def test_angles_are_exact_where_bfloat16_positions_would_not_be():
 
 # ---- the cache
 
-# in SLOTS places: the lengths of 3 pieces in each of 2 rows.
+# the lengths of 4 pieces in each of 2 rows; what is too much for the slots is not read.
 SLOTS = 12
-lengths = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=3, max_size=3)
+lengths = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size=4, max_size=4)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths)
+@example([[4, 1], [4, 4], [2, 0], [4, 4]])  # the last token in the last slot, with padding behind it
 def test_reading_in_pieces_through_the_cache_equals_reading_the_whole(lengths_PB):
     tokens_BT = random_tokens(2, SLOTS)
     whole_BTV = forward(shared_model(), tokens_BT)
     cache, done_B = empty_cache(CONFIG, 2, SLOTS, jnp.float32), np.zeros(2, int)
-    for lengths_B in np.asarray(lengths_PB):
+    for wanted_B in lengths_PB:
+        lengths_B = np.minimum(wanted_B, SLOTS - done_B)
         positions_BT = (done_B[:, None] + np.arange(4)).astype(np.int32)
         piece_BT = np.take_along_axis(tokens_BT, np.minimum(positions_BT, SLOTS - 1), axis=1)
         # what pads a row is not what stands there in the text.
@@ -284,9 +287,8 @@ def test_full_remat_keeps_only_the_inputs_of_the_blocks():
     assert len(kept_per_layer("none")) > 10
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_bfloat16_computes_nearly_the_same_in_float32_logits(tied):
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=tied, attention_bias=True, mlp_bias=True)
+def test_bfloat16_computes_nearly_the_same_in_float32_logits():
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
     tokens_BT = random_tokens(2, 12)
     exact = forward(random_model(config), tokens_BT)
     model = random_model(config, compute_dtype=jnp.bfloat16)

@@ -1,6 +1,7 @@
 """Rows come back from every kind of file as they went in, and what is wrong with a file or a row is said."""
 
 import gzip
+import io
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -51,7 +53,7 @@ def write_array(path, rows):
 
 
 @pytest.fixture(scope="module")
-def labels(shared_data):
+def labels():
     """Label records with non-ASCII text, an entity list that is empty and a field that only some have."""
     return [
         {"id": "a", "text": "Zoë works in 東京.\nReally?", "entities": [{"text": "Zoë", "type": "person"}]},
@@ -171,6 +173,8 @@ def test_same_rows_same_bytes_in_any_process(tmp_path):
         subprocess.run([sys.executable, "-c", WRITE, *paths], check=True, env=os.environ | seed)
     for name in names:
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    # flags (a name) and time of the gzip header: two writers may have run within one second.
+    assert (tmp_path / "1" / "rows.jsonl.gz").read_bytes()[3:8] == bytes(5)
 
 
 # ---- a writer that fails
@@ -201,15 +205,14 @@ def test_failed_json_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-WRITE_FOREVER = """
-import itertools, sys
+WRITE_AND_WAIT = """
+import signal, sys
 from uner_jax.records import write_rows
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
 def rows():
-    for number in itertools.count():
-        if number == 100_000:
-            print("writing", flush=True)
-            sys.stdin.read()
-        yield {"new": number}
+    yield from [{"new": 1}] * 100_000
+    print("writing", flush=True)
+    sys.stdin.read()
 write_rows(sys.argv[1], rows())
 """
 
@@ -218,13 +221,14 @@ write_rows(sys.argv[1], rows())
 def test_killed_writer_leaves_the_old_file(kill, tmp_path):
     path = tmp_path / "rows.jsonl"
     write_rows(path, [{"old": 1}])
-    command = [sys.executable, "-c", WRITE_FOREVER, str(path)]
+    command = [sys.executable, "-c", WRITE_AND_WAIT, str(path)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, **pipes) as writer:
         assert writer.stdout.readline() == b"writing\n"
         half_written = [other for other in tmp_path.iterdir() if other != path]
         assert len(half_written) == 1 and half_written[0].stat().st_size > 0
         writer.send_signal(kill)
+        writer.wait(timeout=60)
     assert writer.returncode != 0
     assert rows_in(path) == [{"old": 1}]
     # nobody can tidy up after SIGKILL; what is left is hidden and is never read.
@@ -325,6 +329,21 @@ def test_a_flipped_bit_changes_no_row(name, share, bit, whole_files, tmp_path_fa
         assert rows_in(path) == NUMBERED
     except InputError as error:
         assert str(path) in str(error)
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_parquet_page_is_found(share, bit, whole_files, tmp_path_factory):
+    path = tmp_path_factory.mktemp("flip") / "rows.parquet"
+    content = bytearray(whole_files[path.name])
+    column = pq.ParquetFile(io.BytesIO(content)).metadata.row_group(0).column(1)
+    # the texts themselves: the page of the dictionary, behind its header.
+    first, end = column.dictionary_page_offset + 100, column.data_page_offset
+    assert column.path_in_schema == "text" and end - first > 50_000
+    content[first + int(share * (end - first))] ^= 1 << bit
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"{re.escape(str(path))}: not a readable Parquet file"):
+        rows_in(path)
 
 
 # ---- the published files

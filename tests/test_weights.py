@@ -1,6 +1,5 @@
 """Weights come through every format bit for bit, and what is wrong with a file is said in one line."""
 
-import copy
 import dataclasses
 import json
 import os
@@ -37,14 +36,14 @@ from uner_jax.weights.load import load_config
 
 CONFIG = LlamaConfig(
     vocab_size=512,
-    hidden_size=16,
+    hidden_size=32,
     intermediate_size=24,
     num_hidden_layers=2,
     num_attention_heads=4,
     num_key_value_heads=2,
     head_dim=8,
     max_position_embeddings=64,
-    rms_norm_eps=1e-5,
+    rms_norm_eps=2**-16,  # exact in GGUF's float32 too
     rope_theta=5000.0,
 )
 CONFIGS = {
@@ -63,7 +62,8 @@ def random_model(config: LlamaConfig, dtype: Any = jnp.float32) -> Llama:
     """A model whose parameters are drawn by name, none of them 0 or 1 throughout."""
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape), dtype)
+        values = np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
+        return jnp.asarray(0.3 * values, dtype)
 
     model = abstract_model(config)
     return unflatten(model, {name: draw(name, leaf.shape) for name, leaf in flatten(model).items()})
@@ -88,7 +88,9 @@ def assert_same_model(found: Llama, expected: Llama):
 
 def tensors(directory: Path) -> dict[str, np.ndarray]:
     """All tensors of a Hugging Face directory."""
-    return {name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return {
+        name: tensor for path in sorted(directory.glob("*.safetensors")) for name, tensor in load_file(path).items()
+    }
 
 
 # ---- round trips
@@ -139,6 +141,25 @@ def test_a_model_is_written_and_read_in_the_dtype_asked_for(tokenizer, tmp_path)
         assert loaded.compute_dtype == jnp.bfloat16
     # float32 is the default, whatever the file has.
     assert {leaf.dtype for leaf in flatten(load_model(tmp_path / "half")).values()} == {jnp.dtype("float32")}
+
+
+def test_a_file_has_each_matrix_out_by_in_with_the_heads_side_by_side(tokenizer, tmp_path):
+    model = random_model(CONFIGS["biases"])
+    write_hf(model, tokenizer, tmp_path / "model")
+    found, leaves = tensors(tmp_path / "model"), flatten(model)
+    x_D, mixed_HDh, inner_F = (np.random.default_rng(0).normal(size=shape) for shape in (32, (4, 8), 24))
+    for theirs, ours, x in [
+        ("self_attn.q_proj", "attention.query", x_D),
+        ("self_attn.v_proj", "attention.value", x_D),
+        ("self_attn.o_proj", "attention.output", mixed_HDh),
+        ("mlp.up_proj", "mlp.up", x_D),
+        ("mlp.down_proj", "mlp.down", inner_F),
+    ]:
+        expected = np.tensordot(x, np.asarray(leaves[f"layers.{ours}.kernel"][1]), axes=x.ndim)
+        expected = (expected + np.asarray(leaves[f"layers.{ours}.bias"][1])).ravel()
+        weight, bias = (found[f"model.layers.1.{theirs}.{kind}"] for kind in ("weight", "bias"))
+        assert weight.shape == (expected.size, x.size)
+        np.testing.assert_allclose(weight @ x.ravel() + bias, expected, rtol=0, atol=1e-6)
 
 
 def test_weights_in_many_shards_are_the_same_weights(tokenizer, tmp_path, monkeypatch):
@@ -193,6 +214,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 assert jax.device_count() == 8
 mesh = make_mesh(data=2, fsdp=2, tensor=2)
 tokens_BT = np.random.default_rng(0).integers(512, size=(4, 6), dtype=np.int32)
+
+@jax.jit
+def logits(model):
+    return model(tokens_BT)
+
+
 for path in sys.argv[1:]:
     one, many = load_model(path), load_model(path, mesh=mesh)
     shardings = flatten(tree_shardings(one, mesh))
@@ -202,10 +229,10 @@ for path in sys.argv[1:]:
         assert leaf.sharding.is_equivalent_to(shardings[name], leaf.ndim), name
         assert np.asarray(leaf).tobytes() == np.asarray(expected).tobytes(), name
         cut = "kernel" in name or name in ("embedding", "head")
-        assert leaf.addressable_shards[0].data.size == leaf.size // (4 if cut else shards(name)), name
+        assert leaf.addressable_shards[0].data.size == leaf.size // (4 if cut else 1), name
     with jax.set_mesh(mesh):
-        found = jax.jit(lambda model: model(tokens_BT))(many)
-    np.testing.assert_allclose(found, jax.jit(lambda model: model(tokens_BT))(one), rtol=0, atol=1e-5)
+        found = logits(many)
+    np.testing.assert_allclose(found, logits(one), rtol=0, atol=1e-5)
     print("same", path)
 """
 
@@ -214,7 +241,7 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
     model = random_model(CONFIG)
     write_hf(model, tokenizer, tmp_path / "directory")
     write_checkpoint(model, tokenizer, tmp_path / "checkpoint")
-    write_gguf(tmp_path / "model.gguf", model, tokenizer, tmp_path / "directory")
+    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
     paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf")]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES, *paths],
@@ -225,3 +252,454 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [f"same {path}" for path in paths]
+
+
+# ---- GGUF
+
+
+def gguf_fields(config: LlamaConfig) -> dict[str, Any]:
+    """What llama.cpp writes of a LLaMA."""
+    return {
+        "general.architecture": "llama",
+        "llama.block_count": config.num_hidden_layers,
+        "llama.context_length": config.max_position_embeddings,
+        "llama.embedding_length": config.hidden_size,
+        "llama.feed_forward_length": config.intermediate_size,
+        "llama.attention.head_count": config.num_attention_heads,
+        "llama.attention.head_count_kv": config.num_key_value_heads,
+        "llama.attention.key_length": config.head_dim,
+        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "llama.rope.dimension_count": config.head_dim,
+        "llama.rope.freq_base": config.rope_theta,
+    }
+
+
+def write_gguf(path: Path, weights: dict[str, np.ndarray], fields: dict[str, Any], raw_dtypes: dict[str, Any] = {}):  # noqa: B006
+    """A GGUF of Hugging Face's tensors: other names, and rotary channels in interleaved pairs."""
+    writer = gguf.GGUFWriter(path, str(fields.get("general.architecture", "")))
+    for key, value in fields.items():
+        if key == "general.architecture" or value is None:
+            continue
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(key, value)
+    ours = {hf_name: name for name, hf_name in (BLOCK_NAMES | OUTER_NAMES).items()}
+    for hf_name, tensor in weights.items():
+        *parts, kind = hf_name.removeprefix("model.layers.").split(".")
+        name = (
+            f"blk.{parts[0]}.{ours['.'.join(parts[1:])]}"
+            if parts[0].isdigit()
+            else ours.get(".".join(parts), parts[-1])
+        )
+        if parts[-1] in ("q_proj", "k_proj"):
+            halves = tensor.reshape(-1, 2, CONFIG.head_dim // 2, *tensor.shape[1:])
+            tensor = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
+        writer.add_tensor(f"{name}.{kind}", tensor, raw_dtype=raw_dtypes.get(hf_name))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["plain", "tied"])
+def test_a_gguf_is_the_model_of_its_directory(name, tokenizer, tmp_path):
+    config = dataclasses.replace(CONFIGS[name], attention_bias=True, mlp_bias=True)
+    write_hf(random_model(config), tokenizer, tmp_path / "model")
+    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "model"), gguf_fields(config))
+    loaded = load_model(tmp_path / "model.gguf", dtype=None)
+    assert_same_model(loaded, random_model(config))
+
+
+@pytest.fixture(scope="session")
+def smollm2(smollm2_path) -> Llama:
+    return load_model(smollm2_path)
+
+
+def test_a_real_gguf_is_read_and_knows_a_capital(smollm2):
+    config = smollm2.config
+    assert smollm2.head is None
+    assert (config.vocab_size, config.hidden_size, config.num_hidden_layers, config.head_dim) == (49152, 576, 30, 64)
+    assert (config.num_attention_heads, config.num_key_value_heads, config.intermediate_size) == (9, 3, 1536)
+    assert (config.rope_theta, config.max_position_embeddings, config.tie_word_embeddings) == (100_000.0, 8192, True)
+    # "The capital of France is", and " Paris"; reading the tokenizer too would take as long as the rest.
+    tokens_BT = np.asarray([[504, 3575, 282, 4649, 314]], np.int32)
+    assert jax.jit(lambda model: model(tokens_BT)[0, -1].argmax())(smollm2) == 7042
+
+
+# ---- configs
+
+positive = st.integers(1, 64)
+
+
+@st.composite
+def configs(draw) -> LlamaConfig:
+    kv_heads = draw(st.integers(1, 8))
+    number = st.floats(0.125, 1e6)
+    linear = st.builds(RopeScaling, st.just("linear"), number)
+    llama3 = st.builds(RopeScaling, st.just("llama3"), number, number, number, st.integers(1, 10**6))
+    return LlamaConfig(
+        vocab_size=draw(positive),
+        hidden_size=draw(positive) * 2,
+        intermediate_size=draw(positive),
+        num_hidden_layers=draw(positive),
+        num_attention_heads=kv_heads * draw(st.integers(1, 8)),
+        num_key_value_heads=kv_heads,
+        head_dim=2 * draw(positive),
+        max_position_embeddings=draw(st.integers(1, 10**6)),
+        rms_norm_eps=draw(st.floats(1e-8, 1e-3)),
+        rope_theta=draw(number),
+        rope_scaling=draw(st.none() | linear | llama3),
+        attention_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+def through_json(fields: dict[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(fields))
+
+
+def as_transformers_4(config: LlamaConfig, kind_key: str) -> dict[str, Any]:
+    """The fields as transformers 4 wrote them."""
+    fields = config_to_hf(config) | {"model_type": "llama", "torch_dtype": "bfloat16"}
+    rope = fields.pop("rope_parameters")
+    fields["rope_theta"] = rope.pop("rope_theta")
+    kind = rope.pop("rope_type")
+    fields["rope_scaling"] = None if kind == "default" else rope | dict.fromkeys(kind_key.split("+"), kind)
+    return fields
+
+
+@given(configs())
+def test_a_config_comes_back_from_the_fields_of_either_transformers(config):
+    fields = config_to_hf(config) | {"model_type": "llama"}
+    assert config_from_hf(through_json(fields), "config.json") == config
+    for kind_key in ("type", "rope_type", "type+rope_type"):
+        assert config_from_hf(through_json(as_transformers_4(config, kind_key)), "config.json") == config
+
+
+@settings(max_examples=20, deadline=None)
+@given(configs())
+def test_a_config_comes_back_from_what_transformers_makes_of_it(config):
+    fields = config_to_hf(config) | {"hidden_size": config.num_attention_heads * config.head_dim}
+    found = config_from_hf(through_json(HFLlamaConfig(**fields).to_dict()), "config.json")
+    assert found == dataclasses.replace(config, hidden_size=fields["hidden_size"])
+
+
+def test_fields_left_out_have_the_values_of_transformers():
+    sizes = {name: getattr(CONFIG, name) for name in SIZES}
+    bare = config_from_hf({"model_type": "llama"} | sizes, "config.json")
+    assert config_from_hf(HFLlamaConfig(**sizes).to_dict(), "config.json") == bare
+    nulls = dict.fromkeys([*OPTIONAL, "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling"])
+    assert config_from_hf({"model_type": "llama"} | sizes | nulls, "config.json") == bare
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+WRONG_FIELDS = {
+    "other architecture": ({"model_type": "mistral"}, "model_type 'mistral' is not supported; expected \"llama\""),
+    "no architecture": ({"model_type": None}, "model_type None"),
+    "unknown field": ({"attn_logit_softcapping": 50.0, "a": 1}, "unknown field(s) a, attn_logit_softcapping"),
+    "no size": ({"vocab_size": None}, "missing or not a whole number above 0: vocab_size"),
+    "no heads": ({"num_attention_heads": 0}, "not a whole number above 0: num_attention_heads"),
+    "size of a wrong type": ({"hidden_size": "32"}, "not a whole number above 0: hidden_size"),
+    "heads that do not divide": ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of"),
+    "key-value heads of a wrong type": ({"num_key_value_heads": "2"}, "num_key_value_heads = '2'"),
+    "odd heads": ({"head_dim": 7}, "head_dim 7 is odd"),
+    "epsilon of a wrong type": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'"),
+    "bias of a wrong type": ({"mlp_bias": 1}, "mlp_bias = 1"),
+    "other scaling": ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "'yarn' is not supported"),
+    "other scaling, old": ({"rope_parameters": None, "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    "scaling without a factor": ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs ['factor'], found []"),
+    "scaling without a length": ({"rope_parameters": LLAMA3}, "needs ['factor', 'high_freq_factor'"),
+    "unknown scaling": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "beta": 1}},
+        "found ['beta', 'factor']",
+    ),
+    "scaling of a wrong type": ({"rope_parameters": "linear"}, "'linear' is not supported; expected an object"),
+    "factor of a wrong type": ({"rope_parameters": {"rope_type": "linear", "factor": "2"}}, "factor = '2'"),
+    "theta of a wrong type": ({"rope_parameters": {"rope_theta": -1.0}}, "rope_theta = -1.0"),
+    "part of a head": ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+}
+UNSUPPORTED = {
+    "hidden_act": "gelu",
+    "attention_dropout": 0.1,
+    "partial_rotary_factor": 0.5,
+    "rope_interleaved": True,
+    "sliding_window": 4096,
+    "quantization_config": {"bits": 4},
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_field_that_is_wrong_is_named(name):
+    change, words = WRONG_FIELDS[name]
+    with pytest.raises(InputError) as error:
+        config_from_hf(config_to_hf(CONFIG) | {"model_type": "llama"} | change, "model/config.json")
+    assert str(error.value).startswith("model/config.json: ")
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("field", REQUIRED)
+def test_a_field_with_one_supported_value_refuses_others(field):
+    fields = config_to_hf(CONFIG) | {"model_type": "llama"}
+    for value in REQUIRED[field]:
+        assert config_from_hf(fields | {field: value}, "config.json") == CONFIG
+    with pytest.raises(InputError) as error:
+        config_from_hf(fields | {field: UNSUPPORTED[field]}, "config.json")
+    assert f"config.json: {field} = {UNSUPPORTED[field]!r} is not supported" in str(error.value)
+
+
+# ---- errors name the file and the fix
+
+
+@pytest.fixture(scope="session")
+def sources(tokenizer, tmp_path_factory) -> Path:
+    """One model in every format."""
+    root, model = tmp_path_factory.mktemp("sources"), random_model(CONFIG)
+    write_hf(model, tokenizer, root / "directory")
+    write_checkpoint(model, tokenizer, root / "checkpoint")
+    return root
+
+
+def edit_json(path: Path, change: Callable[[dict[str, Any]], Any]):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def edit_tensors(directory: Path, change: Callable[[dict[str, np.ndarray]], Any]):
+    found = tensors(directory)
+    change(found)
+    save_file(found, directory / "model.safetensors")
+
+
+def cut_file(path: Path, count: int):
+    path.write_bytes(path.read_bytes()[:-count])
+
+
+def name_a_shard(directory: Path):
+    index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+DAMAGE = {
+    "no config": (lambda d: (d / "config.json").unlink(), ["no model here", "config.json"]),
+    "config no JSON": (lambda d: (d / "config.json").write_text("{"), ["config.json: not JSON"]),
+    "config no object": (lambda d: (d / "config.json").write_text("[]"), ["config.json: expected a JSON object"]),
+    "config of other sizes": (
+        lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=1)),
+        ["has unknown 9 tensor(s): model.layers.1.input_layernorm.weight", " ..."],
+    ),
+    "missing tensor": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), ["lacks 1 tensor(s)", QUERY]),
+    "unknown tensor": (
+        lambda d: edit_tensors(d, lambda t: t.update({"model.extra.weight": t[QUERY]})),
+        ["has unknown 1 tensor(s): model.extra.weight"],
+    ),
+    "wrong shape": (
+        lambda d: edit_tensors(d, lambda t: t.update({QUERY: t[QUERY].T.copy()[:, :8]})),
+        [QUERY, "has shape (32, 8); the config says (32, 32)"],
+    ),
+    "truncated weights": (
+        lambda d: cut_file(d / "model.safetensors", 100),
+        ["model.safetensors: not readable as safetensors"],
+    ),
+    "weights that are text": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1"),
+        ["model.safetensors: not readable as safetensors"],
+    ),
+    "missing shard": (name_a_shard, ["model-00002-of-00002.safetensors", "No such file"]),
+    "index without a map": (
+        lambda d: (d / "model.safetensors.index.json").write_text("{}"),
+        ["model.safetensors.index.json: has no weight_map"],
+    ),
+    "pickled weights": (
+        lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"),
+        ["pickled .bin weights only", "save them as safetensors"],
+    ),
+    "no weights": (lambda d: (d / "model.safetensors").unlink(), ["has neither model.safetensors nor"]),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_what_is_wrong_with_a_directory_is_said(name, sources, tmp_path):
+    damage, words = DAMAGE[name]
+    directory = tmp_path / "model"
+    shutil.copytree(sources / "directory", directory)
+    assert load_config(directory) == CONFIG
+    damage(directory)
+    with pytest.raises(InputError) as error:
+        load_model(directory)
+    for word in [str(directory), *words]:
+        assert word in str(error.value)
+
+
+def write_foreign(directory: Path, metadata: Any = None):
+    shutil.rmtree(directory)
+    ocp.save_checkpointables(epath.Path(directory), {"model": {"a": np.zeros(3)}}, custom_metadata=metadata)
+
+
+def write_foreign_tree(directory: Path):
+    shutil.rmtree(directory)
+    ocp.save(epath.Path(directory), {"a": np.zeros(3)})
+
+
+def write_old_foreign_tree(directory: Path):
+    import orbax.checkpoint
+
+    shutil.rmtree(directory)
+    with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory, {"a": np.zeros(3)})
+
+
+FOREIGN = "an Orbax checkpoint, but not one of format 'uner_jax/1'"
+CHECKPOINT_DAMAGE = {
+    "foreign": (write_foreign, FOREIGN),
+    "foreign, of another format": (lambda d: write_foreign(d, {"format": "uner_jax/0"}), FOREIGN),
+    "foreign, one tree": (write_foreign_tree, FOREIGN),
+    "foreign, of the older Orbax": (write_old_foreign_tree, FOREIGN),
+    "without a model": (lambda d: shutil.rmtree(d / "model"), "without its model"),
+    "without a tokenizer": (lambda d: shutil.rmtree(d / "tokenizer"), "without its tokenizer"),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_DAMAGE)
+def test_what_is_wrong_with_a_checkpoint_is_said(name, sources, tmp_path):
+    damage, words = CHECKPOINT_DAMAGE[name]
+    directory = tmp_path / "checkpoint"
+    shutil.copytree(sources / "checkpoint", directory)
+    assert load_config(directory) == CONFIG
+    damage(directory)
+    for load in (load_model, load_model_tokenizer):
+        with pytest.raises(InputError) as error:
+            load(directory)
+        assert f"{directory}: " in str(error.value)
+        assert words in str(error.value)
+
+
+def test_a_checkpoint_whose_parameters_do_not_fit_its_config_is_refused(tokenizer, tmp_path):
+    changes = {
+        "missing": (lambda found: found.pop("norm.scale"), "norm.scale is not there; the config says (32,)"),
+        "unknown": (lambda found: found.update(extra=jnp.zeros(2)), "extra is (2,); the config says not there"),
+        "shape": (
+            lambda found: found.update(embedding=jnp.zeros((3, 32))),
+            "embedding is (3, 32); the config says (512",
+        ),
+    }
+    for name, (change, words) in changes.items():
+        model = random_model(CONFIG)
+        items = model_items(model, tokenizer)
+        change(items["model"])
+        ocp.save_checkpointables(epath.Path(tmp_path / name), items, custom_metadata=metadata_of(model))
+        with pytest.raises(InputError) as error:
+            load_model(tmp_path / name)
+        assert str(tmp_path / name) in str(error.value)
+        assert words in str(error.value)
+
+
+FIELDS = gguf_fields(CONFIG)
+GGUF_DAMAGE = {
+    "other architecture": (FIELDS | {"general.architecture": "gemma"}, "architecture 'gemma' is not supported"),
+    "scaling": (FIELDS | {"llama.rope.scaling.type": "linear"}, "rotary scaling of a GGUF file is not supported"),
+    "experts": (FIELDS | {"llama.expert_count": 8}, "mixture of experts"),
+    "part of a head": (FIELDS | {"llama.rope.dimension_count": 4}, "rotary positions on a part of each head"),
+    "missing field": (FIELDS | {"llama.block_count": None}, "llama.block_count must be a positive number, found None"),
+    "no heads": (FIELDS | {"llama.attention.head_count": 0}, "llama.attention.head_count must be a positive number"),
+    "other heads": (
+        FIELDS | {"llama.attention.head_count": 3, "llama.attention.head_count_kv": 3},
+        "k_proj.weight has shape (16, 32); the config says (24, 32)",
+    ),
+    "heads that do not divide": (
+        FIELDS | {"llama.attention.head_count_kv": 3},
+        "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+    ),
+    "other layers": (FIELDS | {"llama.block_count": 3}, "lacks 9 tensor(s): model.layers.2.input_layernorm.weight"),
+}
+
+
+@pytest.mark.parametrize("name", GGUF_DAMAGE)
+def test_what_is_wrong_with_the_fields_of_a_gguf_is_said(name, sources, tmp_path):
+    fields, words = GGUF_DAMAGE[name]
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(sources / "directory"), fields)
+    with pytest.raises(InputError) as error:
+        load_model(path)
+    assert str(error.value).startswith(f"{path}: ")
+    assert words in str(error.value)
+
+
+def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
+    whole = tensors(sources / "directory")
+    embedding, gate = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"
+    quantised = whole | {embedding: np.zeros((512, 40), np.uint8)}
+    raw_dtypes = {embedding: gguf.GGMLQuantizationType.Q8_1}
+    changes = [
+        (
+            {name: tensor for name, tensor in whole.items() if name != embedding},
+            {},
+            "lacks the tensor token_embd.weight",
+        ),
+        ({name: tensor for name, tensor in whole.items() if name != gate}, {}, f"lacks 1 tensor(s): {gate}"),
+        (whole | {"rope_freqs.weight": np.ones(4, np.float32)}, {}, "rope_freqs (llama3 scaling) is not supported"),
+        (whole | {"extra.weight": np.ones(4, np.float32)}, {}, "tensor 'extra.weight' is not one of a LLaMA"),
+        (whole | {gate: whole[gate][:8]}, {}, f"{gate} has shape (8, 32); the config says (24, 32)"),
+        (quantised, raw_dtypes, "token_embd.weight is quantised as Q8_1"),
+    ]
+    for number, (weights, raw, words) in enumerate(changes):
+        path = tmp_path / f"{number}.gguf"
+        write_gguf(path, weights, FIELDS, raw)
+        with pytest.raises(InputError) as error:
+            load_model(path)
+        assert str(error.value).startswith(f"{path}: ")
+        assert words in str(error.value)
+
+
+def test_a_gguf_cut_anywhere_is_refused(sources, tmp_path):
+    path = tmp_path / "model.gguf"
+    write_gguf(path, tensors(sources / "directory"), FIELDS)
+    whole = path.read_bytes()
+    header = whole.index(b"output_norm.weight")
+    # the last bytes may be padding behind the last tensor.
+    for length in (*range(0, header + 100, 7), len(whole) // 2, len(whole) - 64):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError) as error:
+            load_model(path)
+        assert str(error.value).startswith(f"{path}: not readable as GGUF"), length
+
+
+def test_a_path_that_is_no_model_is_named(tmp_path):
+    (tmp_path / "notes.gguf").write_text("these are notes, renamed by mistake\n" * 3)
+    (tmp_path / "weights.safetensors").write_bytes(b"12345678")
+    (tmp_path / "empty").mkdir()
+    for name, words in {
+        "absent": "no such file or directory",
+        "notes.gguf": "not readable as GGUF: GGUF magic invalid",
+        "weights.safetensors": "a model is a directory or a .gguf file",
+        "empty": "no model here: neither config.json (Hugging Face) nor a checkpoint of ours",
+    }.items():
+        with pytest.raises(InputError) as error:
+            load_model(str(tmp_path / name))
+        assert str(error.value).startswith(f"{tmp_path / name}: {words}")
+
+
+@pytest.mark.parametrize("write", [write_hf, write_checkpoint])
+def test_nothing_is_written_over(write, tokenizer, tmp_path):
+    model = random_model(CONFIG)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").write_text("five years")
+    (tmp_path / "file").write_text("five years")
+    for name in ("full", "file"):
+        with pytest.raises(InputError, match=f"{tmp_path / name}: exists and is not empty"):
+            write(model, tokenizer, tmp_path / name)
+    assert (tmp_path / "full" / "thesis.tex").read_text() == (tmp_path / "file").read_text() == "five years"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "full", "thesis.tex"]
+    write(model, tokenizer, tmp_path / "new" / "deep")
+    assert_same_model(load_model(tmp_path / "new" / "deep"), model)
+
+
+def test_a_directory_that_could_not_be_finished_does_not_appear(tokenizer, tmp_path, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(hf, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        with pytest.raises(OSError, match="disk full"):
+            write_hf(random_model(CONFIG), tokenizer, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+    write_hf(random_model(CONFIG), tokenizer, tmp_path / "model")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]

@@ -109,7 +109,7 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
             rows = (row for batch in file.iter_batches(PARQUET_ROWS) for row in batch.to_pylist())
             for number, row in enumerate(rows, 1):
                 yield f"{path}, row {number}", row
@@ -174,7 +174,7 @@ def _write_parquet(temporary: Path, rows: list[Any], path: Path) -> int:
     names = dict.fromkeys(name for row in rows for name in row)
     try:
         table = pa.table({name: pa.array([row.get(name) for row in rows]) for name in names})
-        pq.write_table(table, temporary)
+        pq.write_table(table, temporary, write_page_checksum=True)
     except (pa.ArrowException, UnicodeEncodeError, OverflowError) as error:
         raise InputError(f"{path}: the rows do not fit into Parquet ({error}); write them as .jsonl") from error
     return len(rows)

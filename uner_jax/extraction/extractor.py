@@ -91,6 +91,11 @@ class Extractor:
             for document in range(len(texts))
         ]
 
+    def check(self, text: str, labels: Sequence[str]) -> None:
+        """Raise InputError if the tokenizer does not take the text or a label (a lone surrogate, say)."""
+        _labels_per_text([text], labels)
+        self._tokenizer.encode_batch([text, *labels])
+
     def _windows(self, text: str) -> list[tuple[int, int]]:
         if not isinstance(text, str):
             raise InputError(f"a text must be a string, found {type(text).__name__}")

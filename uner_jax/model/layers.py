@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uner_jax.mesh import constrain
+from uner_jax.model.attention import causal_attention
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.rotary import rotate
 
-# B batch, T tokens, S keys and values seen, D model width, H query heads, K kv heads, Dh head width, F mlp width
+# B batch, T tokens, D model width, H query heads, K kv heads, Dh head width, F mlp width
 
 INIT_STDDEV = 0.02
 
@@ -110,13 +111,8 @@ class Attention(nnx.Module):
         v_BTKDh = constrain(self.value(x_BTD), "batch", None, "kv_heads", None)
         return q_BTHDh, k_BTKDh, v_BTKDh
 
-    def attend(self, q_BTHDh: jax.Array, k_BSKDh: jax.Array, v_BSKDh: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-        """Softmax attention where the mask is true, projected back to (B, T, D)."""
-        # under strict promotion JAX's own function refuses bfloat16: it promotes to float32 inside.
-        with jax.numpy_dtype_promotion("standard"):
-            mixed_BTHDh = jax.nn.dot_product_attention(
-                q_BTHDh, k_BSKDh, v_BSKDh, mask=mask_BTS[:, None], implementation="xla"
-            )
+    def finish(self, mixed_BTHDh: jax.Array) -> jax.Array:
+        """Project what the heads attended to back to (B, T, D)."""
         return self.output(constrain(mixed_BTHDh, "batch", None, "heads", None))
 
 
@@ -144,12 +140,12 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, mask_BTT: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
         """(B, T, D) to (B, T, D), over whole rows."""
         q, k, v = self.attention.project(self.attention_norm(x_BTD), positions_BT)
-        return self.finish(x_BTD, self.attention.attend(q, k, v, mask_BTT))
+        return self.finish(x_BTD, causal_attention(q, k, v, segment_ids_BT))
 
-    def finish(self, x_BTD: jax.Array, attended_BTD: jax.Array) -> jax.Array:
+    def finish(self, x_BTD: jax.Array, mixed_BTHDh: jax.Array) -> jax.Array:
         """Add what attention gave, and the MLP's part."""
-        x_BTD = constrain(x_BTD + attended_BTD, "batch", None, None)
+        x_BTD = constrain(x_BTD + self.attention.finish(mixed_BTHDh), "batch", None, None)
         return constrain(x_BTD + self.mlp(self.mlp_norm(x_BTD)), "batch", None, None)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uner_jax.mesh import constrain
+from uner_jax.model.attention import masked_attention
 from uner_jax.model.cache import Cache
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.layers import Block, RMSNorm, normal_param
@@ -65,13 +66,9 @@ class Llama(nnx.Module):
         self._check_length(tokens_BT.shape[1])
         if positions_BT is None:
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-        order_T = jnp.arange(tokens_BT.shape[1])
-        mask_BTT = jnp.broadcast_to(order_T[:, None] >= order_T, (*tokens_BT.shape, tokens_BT.shape[1]))
-        if segment_ids_BT is not None:
-            mask_BTT &= segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]
 
         def step(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x_BTD, positions_BT, mask_BTT), None
+            return block(x_BTD, positions_BT, segment_ids_BT), None
 
         body = jax.checkpoint(step) if self.remat == "full" else step
         x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
@@ -93,8 +90,8 @@ class Llama(nnx.Module):
             # "drop": a padding token may stand beyond the last slot.
             keys = cache.keys_LBSKDh.at[layer, rows_B1, positions_BT].set(k, mode="drop")
             values = cache.values_LBSKDh.at[layer, rows_B1, positions_BT].set(v, mode="drop")
-            attended = block.attention.attend(q, keys[layer], values[layer], mask_BTS)
-            return (block.finish(x_BTD, attended), Cache(keys, values)), None
+            mixed_BTHDh = masked_attention(q, keys[layer], values[layer], mask_BTS)
+            return (block.finish(x_BTD, mixed_BTHDh), Cache(keys, values)), None
 
         layers_L = jnp.arange(self.config.num_hidden_layers, dtype=positions_BT.dtype)
         (x_BTD, cache), _ = jax.lax.scan(step, (self._embed(tokens_BT), cache), (self.layers, layers_L))

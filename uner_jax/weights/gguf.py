@@ -35,7 +35,10 @@ class GGUFTensors:
         except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
             raise InputError(f"{path}: not readable as GGUF: {error}") from error
         self._tensors = {_hf_name(tensor.name, self.where): tensor for tensor in self._reader.tensors}
-        self.config = self._read_config()
+        try:
+            self.config = self._read_config()
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
     def names(self) -> set[str]:
         """The names of all tensors."""
@@ -65,30 +68,26 @@ class GGUFTensors:
     def _read_config(self) -> LlamaConfig:
         architecture = self._field("general.architecture")
         if architecture != "llama":
-            raise InputError(f'{self.where}: architecture {architecture!r} is not supported; expected "llama"')
+            raise InputError(f'architecture {architecture!r} is not supported; expected "llama"')
         if self._field("llama.rope.scaling.type", "none") != "none":
-            raise InputError(
-                f"{self.where}: rotary scaling of a GGUF file is not supported; convert from the HF directory"
-            )
+            raise InputError("rotary scaling of a GGUF file is not supported; convert from the HF directory")
         if "rope_freqs.weight" in self._tensors:
-            raise InputError(
-                f"{self.where}: rope_freqs (llama3 scaling) is not supported; convert from the HF directory"
-            )
+            raise InputError("rope_freqs (llama3 scaling) is not supported; convert from the HF directory")
         if self._field("llama.expert_count", 0):
-            raise InputError(f"{self.where}: a mixture of experts is not supported")
+            raise InputError("a mixture of experts is not supported")
 
         def number(key: str, default: int | None = None) -> int:
             value = self._field(f"llama.{key}", default)
             if not isinstance(value, int) or value < 1:
-                raise InputError(f"{self.where}: the field llama.{key} must be a positive number, found {value!r}")
+                raise InputError(f"the field llama.{key} must be a positive number, found {value!r}")
             return value
 
         heads, width = number("attention.head_count"), number("embedding_length")
         head_dim = number("attention.key_length", width // heads)
         if self._field("llama.rope.dimension_count", head_dim) != head_dim:
-            raise InputError(f"{self.where}: rotary positions on a part of each head are not supported")
+            raise InputError("rotary positions on a part of each head are not supported")
         if "model.embed_tokens.weight" not in self._tensors:
-            raise InputError(f"{self.where}: lacks the tensor token_embd.weight")
+            raise InputError("lacks the tensor token_embd.weight")
         return LlamaConfig(
             vocab_size=self._tensors["model.embed_tokens.weight"].data.shape[0],
             hidden_size=width,

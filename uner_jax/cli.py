@@ -1,0 +1,180 @@
+"""The `uner` command: convert, extract, evaluate, view."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from uner_jax.command import run_command
+from uner_jax.records import InputError
+
+Dtype = Literal["float32", "bfloat16"]
+
+
+def convert_from_hf(
+    source: tyro.conf.Positional[Path], destination: tyro.conf.Positional[Path], dtype: Dtype | None = None
+) -> None:
+    """Convert a Hugging Face directory or a GGUF file to a checkpoint of ours.
+
+    Args:
+        source: The directory (config.json, safetensors, tokenizer) or the .gguf file.
+        destination: Directory of the checkpoint; must not exist, or be empty.
+        dtype: Dtype of the weights written; the default keeps the source's.
+    """
+    from uner_jax.weights import load_model, load_model_tokenizer
+    from uner_jax.weights.checkpoint import write_checkpoint
+
+    write_checkpoint(load_model(source, dtype), load_model_tokenizer(source), destination)
+    print(f"{destination}: checkpoint of {source}", file=sys.stderr)
+
+
+def convert_to_hf(
+    source: tyro.conf.Positional[Path], destination: tyro.conf.Positional[Path], dtype: Dtype | None = None
+) -> None:
+    """Convert a checkpoint, a training run or a GGUF file to a directory that transformers loads.
+
+    Args:
+        source: A checkpoint directory, a run_dir of train.py (its newest checkpoint), or any model.
+        destination: The Hugging Face directory; must not exist, or be empty.
+        dtype: Dtype of the weights written; the default keeps the source's.
+    """
+    from uner_jax.weights import load_model, load_model_tokenizer
+    from uner_jax.weights.hf import write_hf
+
+    write_hf(load_model(source, None), load_model_tokenizer(source), destination, dtype)
+    print(f"{destination}: Hugging Face directory of {source}", file=sys.stderr)
+
+
+def extract(
+    model: str,
+    input: tuple[Path, ...],
+    output: Path,
+    labels: str = "",
+    labels_file: Path | None = None,
+    format: Literal["jsonl", "parquet"] = "jsonl",
+    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1",
+    dtype: Dtype = "float32",
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+) -> None:
+    """Extract entities from a corpus of documents; run the same command again and a stopped job goes on.
+
+    Args:
+        model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
+        input: Files of records with a "text", and an "id" and "labels" if you like (JSON, JSON lines, Parquet).
+        output: Directory of the parts, their manifest and a summary.
+        labels: Entity types, separated by commas; a record's own "labels" come first.
+        labels_file: A file of entity types, one a line.
+        format: Format of the parts.
+        shard: Which part of the documents this process does: I of N, from 0.
+        dtype: Dtype of the computation.
+        batch_size: Questions (a text and a label) answered at a time.
+        max_new_tokens: The most tokens of an answer.
+    """
+    from uner_jax.extraction.corpus import Job, extract_corpus
+    from uner_jax.extraction.extractor import Extractor
+
+    index, shards = _shard(shard)
+    job = Job(model, input, tuple(_labels(labels, labels_file)), format, index, shards)
+    job.identity()  # a missing file is named before the model is loaded
+    counts = extract_corpus(Extractor.from_pretrained(model, dtype, batch_size, max_new_tokens), job, output)
+    print(
+        f"{output}: {counts['documents']:,} documents, {counts['windows']:,} windows, {counts['entities']:,} entities; "
+        f"left out {counts['ungrounded']:,} answers that do not stand in the text; "
+        f"{counts['cut']:,} answers cut at {max_new_tokens} tokens",
+        file=sys.stderr,
+    )
+    if counts["errors"]:
+        raise InputError(f'{output}: {counts["errors"]:,} document(s) could not be read; see "error" in their records')
+
+
+def evaluate(
+    model: str,
+    data: tuple[Path, ...],
+    output: Path,
+    passages: int | None = None,
+    dtype: Dtype = "float32",
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+) -> None:
+    """Answer the questions of benchmark files greedily, and score the answers as the paper does.
+
+    Args:
+        model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
+        data: Files in the published form (JSON array, JSON lines, Parquet).
+        output: Directory of predictions.jsonl and report.json.
+        passages: Only the first passages of each file.
+        dtype: Dtype of the computation.
+        batch_size: Questions answered at a time.
+        max_new_tokens: The most tokens of an answer (the paper's limit is 256).
+    """
+    from uner_jax.evaluation.run import evaluate as run_evaluation
+    from uner_jax.evaluation.run import print_report
+
+    print_report(run_evaluation(model, data, output, passages, dtype, batch_size, max_new_tokens))
+    print(f"{output}: predictions.jsonl, report.json", file=sys.stderr)
+
+
+def view(input: tyro.conf.Positional[Path], output: Path) -> None:
+    """Make one self-contained HTML page of extracted entities.
+
+    Args:
+        input: Extraction records (JSON lines or Parquet).
+        output: The page.
+    """
+    from uner_jax.view.page import write_page
+
+    print(f"{output}: {write_page(input, output):,} documents", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "convert from-hf": convert_from_hf,
+    "convert to-hf": convert_to_hf,
+    "extract": extract,
+    "evaluate": evaluate,
+    "view": view,
+}
+
+
+def _labels(labels: str, labels_file: Path | None) -> list[str]:
+    listed = labels.split(",")
+    if labels_file is not None:
+        if not labels_file.is_file():
+            raise InputError(f"{labels_file}: no such file")
+        listed += labels_file.read_text(encoding="utf-8").splitlines()
+    return list(dict.fromkeys(label.strip() for label in listed if label.strip()))
+
+
+def _shard(shard: str) -> tuple[int, int]:
+    index, _, shards = shard.partition("/")
+    if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
+        raise InputError(f"--shard {shard!r} must be I/N with I from 0 to N-1, such as 0/4")
+    return int(index), int(shards)
+
+
+def _usage() -> str:
+    lines = [f"  uner {name:16} {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(["Open named-entity recognition. Each command has --help; --debug shows tracebacks.", "", *lines])
+
+
+def dispatch(arguments: list[str]) -> None:
+    """Run the command that the arguments begin with; leaves with 2 if there is no such command."""
+    for name, command in COMMANDS.items():
+        words = name.split()
+        if arguments[: len(words)] == words:
+            tyro.cli(command, prog=f"uner {name}", args=arguments[len(words) :])
+            return
+    asked = not set(arguments).isdisjoint({"-h", "--help"})
+    print(_usage(), file=sys.stdout if asked else sys.stderr)
+    sys.exit(0 if asked else 2)
+
+
+def main() -> None:
+    """The command line."""
+    run_command(dispatch)
+
+
+if __name__ == "__main__":
+    main()

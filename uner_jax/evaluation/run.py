@@ -1,0 +1,142 @@
+"""A benchmark run: question files in, predictions and scores out, as the paper's protocol has them."""
+
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from uner_jax.command import progress
+from uner_jax.evaluation.scorers import correct_score, exact_span_score, published_score
+from uner_jax.extraction.answers import parse_answer
+from uner_jax.extraction.engine import Engine, Request
+from uner_jax.extraction.spans import occurrences
+from uner_jax.records import InputError, check_conversation, read_rows, write_json, write_rows
+from uner_jax.template import encode_context, encode_question
+from uner_jax.weights import load_model, load_model_tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A question of a file, with its context's turns and its gold answer."""
+
+    id: str
+    dataset: str
+    passage_turn: str
+    acknowledgement: str
+    question: str
+    gold: str
+
+
+def read_questions(path: Path, passages: int | None = None) -> list[Question]:
+    """The questions of a file of conversations, one or more a row, of the first `passages` passages if given."""
+    questions = []
+    seen: dict[str, None] = {}
+    for where, row in read_rows(path):
+        values = [turn["value"] for turn in check_conversation(row, where)["conversations"]]
+        seen.setdefault(values[0])
+        if passages is not None and len(seen) > passages:
+            break
+        questions += [
+            Question(row["id"], path.stem, values[0], values[1], asked, gold)
+            for asked, gold in zip(values[2::2], values[3::2], strict=True)
+        ]
+    if not questions:
+        raise InputError(f"{path}: has no questions")
+    return questions
+
+
+def evaluate(
+    model: str,
+    data: Sequence[Path],
+    output: Path,
+    passages: int | None = None,
+    dtype: str = "float32",
+    batch_size: int = 32,
+    max_new_tokens: int = 256,
+) -> dict[str, Any]:
+    """Answer every question greedily, write `predictions.jsonl` and `report.json`, and return the report."""
+    questions = [question for path in data for question in read_questions(path, passages)]
+    tokenizer = load_model_tokenizer(model)
+    engine = Engine(load_model(model, dtype), tokenizer.eos_id, batch_size, max_new_tokens)
+    started = time.monotonic()
+    predictions = _answers(engine, tokenizer, questions)
+    seconds = time.monotonic() - started
+    write_rows(
+        output / "predictions.jsonl",
+        (
+            {"id": q.id, "dataset": q.dataset, "question": q.question, "gold": q.gold, "prediction": prediction}
+            for q, prediction in zip(questions, predictions, strict=True)
+        ),
+    )
+    settings = {"model": model, "dtype": dtype, "max_new_tokens": max_new_tokens, "passages": passages}
+    report = settings | {"seconds": round(seconds, 1), "datasets": _scores(questions, predictions)}
+    write_json(output / "report.json", report)
+    return report
+
+
+def _answers(engine: Engine, tokenizer: Any, questions: Sequence[Question]) -> list[str]:
+    contexts: dict[tuple[str, str], tuple[int, ...]] = {}
+    requests = []
+    for question in questions:
+        key = (question.passage_turn, question.acknowledgement)
+        if key not in contexts:
+            contexts[key] = tuple(encode_context(key[0], tokenizer, key[1]))
+        requests.append(Request(contexts[key], tuple(encode_question(question.question, tokenizer))))
+    answers = [""] * len(questions)
+    for place, generation in progress(engine.generate(requests), "answering", len(requests), "questions"):
+        answers[place] = tokenizer.decode(generation.tokens).strip()
+    return answers
+
+
+def _scores(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str, Any]:
+    """The scores of each data set, by the published protocol, read without loss, and by exact spans."""
+    datasets: dict[str, Any] = {}
+    for name in dict.fromkeys(question.dataset for question in questions):
+        places = [place for place, question in enumerate(questions) if question.dataset == name]
+        asked = [questions[place] for place in places]
+        answers = [predictions[place] for place in places]
+        golds = [question.gold for question in asked]
+        datasets[name] = {
+            "questions": len(places),
+            "passages": len({question.passage_turn for question in asked}),
+            "published": published_score(answers, golds),
+            "correct": correct_score(answers, golds),
+            "exact_span": exact_span_score(
+                [_spans(question, answer) for question, answer in zip(asked, answers, strict=True)],
+                [_spans(question, question.gold) for question in asked],
+            ),
+            "empty_answers": sum(not parse_answer(answer).items for answer in answers) / len(answers),
+        }
+    return datasets
+
+
+def _spans(question: Question, answer: str) -> set[tuple[int, int, str]]:
+    """Every occurrence in the passage of every item of the answer."""
+    text = question.passage_turn
+    return {
+        (start, end, question.question)
+        for item in parse_answer(answer).items
+        for start, end in occurrences(text, item.text)
+    }
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """A line a data set, and their average."""
+    names = list(report["datasets"])
+    width = max(map(len, [*names, "average"]))
+    print(f"{'':{width}}  published F1  correct F1  exact-span F1  questions  empty", file=sys.stdout)
+    for name in names:
+        scores = report["datasets"][name]
+        print(
+            f"{name:{width}}  {_percent(scores['published']):>12}  {_percent(scores['correct']):>10}  "
+            f"{_percent(scores['exact_span']):>13}  {scores['questions']:>9,}  {scores['empty_answers']:>5.0%}"
+        )
+    if len(names) > 1:
+        average = sum(report["datasets"][name]["published"]["f1"] for name in names) / len(names)
+        print(f"{'average':{width}}  {100 * average:>12.1f}")
+
+
+def _percent(score: dict[str, float]) -> str:
+    return f"{100 * score['f1']:.1f}"
