@@ -253,6 +253,17 @@ def test_a_cache_can_lose_its_last_slots():
     assert_close(logits_BTV, forward(shared_model(), tokens_BT)[:, 8:])
 
 
+def test_a_long_row_has_the_same_logits_whole_packed_and_through_the_cache():
+    config = dataclasses.replace(CONFIG, max_position_embeddings=300)
+    model, tokens_BT = random_model(config), random_tokens(2, 140)
+    whole_BTV = forward(model, tokens_BT)
+    cached_BTV, _ = extend(model, tokens_BT, places(2, 140), empty_cache(config, 2, 140, jnp.float32))
+    assert_close(cached_BTV, whole_BTV)
+    segments_BT = np.repeat(np.asarray([[1, 2]], np.int32), 140, axis=1)
+    packed_BTV = forward(model, tokens_BT.reshape(1, 280), places(2, 140).reshape(1, 280), segments_BT)
+    assert_close(packed_BTV.reshape(whole_BTV.shape), whole_BTV)
+
+
 # ---- options
 
 

@@ -31,7 +31,7 @@ BASE = LlamaConfig(
     num_attention_heads=4,
     num_key_value_heads=4,
     head_dim=8,
-    max_position_embeddings=160,
+    max_position_embeddings=300,
 )
 # between them every field of LlamaConfig and of RopeScaling takes at least two values.
 CHANGES: dict[str, dict[str, Any]] = {
@@ -42,7 +42,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mlp biases": {"mlp_bias": True, "intermediate_size": 64, "num_hidden_layers": 1},
     "wide heads": {"head_dim": 20, "num_attention_heads": 6, "num_key_value_heads": 3, "hidden_size": 48},
     "slow rotation, large epsilon": {"rope_theta": 500_000.0, "rms_norm_eps": 0.05},
-    "fast rotation": {"rope_theta": 20.0, "max_position_embeddings": 130},
+    "fast rotation": {"rope_theta": 20.0, "max_position_embeddings": 280},
     "linear scaling": {"rope_scaling": RopeScaling("linear", 4.0)},
     "llama3 scaling": {"rope_scaling": RopeScaling("llama3", 8.0, original_max_position_embeddings=64)},
     "llama3 scaling, all options": {
@@ -59,7 +59,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
 }
 CONFIGS = {name: dataclasses.replace(BASE, **change) for name, change in CHANGES.items()}
-LENGTH = 120
+LENGTH = 280
 
 
 def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:

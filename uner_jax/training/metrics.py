@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
+from uner_jax.records import write_rows
+
 LINE_SECONDS = 10.0
 
 
@@ -20,11 +22,8 @@ class Metrics:
         self._steps = steps
         self._shown = 0.0
         self._path = run_dir / "metrics.jsonl"
-        kept = [row for row in _whole_rows(self._path) if row["step"] <= step]
-        self._file = self._path.open("w", encoding="utf-8")
-        for row in kept:
-            self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        write_rows(self._path, [row for row in _whole_rows(self._path) if row["step"] <= step])
+        self._file = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run_dir), purge_step=step + 1, write_to_disk=True)
 
     def write(self, row: dict[str, float]) -> None:
