@@ -20,19 +20,17 @@ from uner_jax.training.loop import train
 def main(arguments: list[str]) -> None:
     """Read the recipe and the overrides, and run it."""
     if not arguments or arguments[0].startswith("-"):
-        print(__doc__, file=sys.stdout if arguments in (["--help"], ["-h"]) else sys.stderr)
-        sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
-    recipe = load_recipe(arguments[0])
-    train(
-        tyro.cli(
-            TrainConfig,
-            prog=f"train.py {arguments[0]}",
-            description="Train a model.",
-            default=recipe,
-            args=arguments[1:],
-            config=(tyro.conf.AvoidSubcommands,),
-        )
-    )
+        if not {"-h", "--help"}.isdisjoint(arguments):
+            read_config(TrainConfig(), "train.py CONFIG.py", ["--help"])
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)
+    train(read_config(load_recipe(arguments[0]), f"train.py {arguments[0]}", arguments[1:]))
+
+
+def read_config(recipe: TrainConfig, program: str, arguments: list[str]) -> TrainConfig:
+    """The recipe with the fields that the arguments name; leaves with 2 if they are wrong."""
+    flags = (tyro.conf.AvoidSubcommands,)
+    return tyro.cli(TrainConfig, prog=program, description=__doc__, default=recipe, args=arguments, config=flags)
 
 
 def load_recipe(path: str) -> TrainConfig:

@@ -8,11 +8,11 @@ from uner_jax.training.config import CheckpointConfig, DataConfig, OptimizerConf
 
 
 def config() -> TrainConfig:
-    """Two layers of width 64, 20 steps of 4 rows of 1024 tokens."""
+    """Two layers of width 64, 20 steps of 8 rows of 1024 tokens."""
     return TrainConfig(
         run_dir="runs/tiny",
         steps=20,
-        data=DataConfig(batch_size=4, row_length=1024),
+        data=DataConfig(batch_size=8, row_length=1024),
         optimizer=OptimizerConfig(learning_rate=1e-2, warmup_ratio=0.1),
         checkpoint=CheckpointConfig(every=10),
     )

@@ -52,6 +52,11 @@ def normalize_type(name: str) -> str:
     return " ".join(name.lower().split())
 
 
+def types_of(label: Label) -> set[str]:
+    """The normalised types that the teacher found, those too of which no span stands in the passage."""
+    return {normalize_type(entity["type"]) for entity in label["entities"]}
+
+
 def spans_by_type(label: Label) -> dict[str, list[str]]:
     """The spans that stand in the passage, by normalised type, each once, in the teacher's order."""
     spans: dict[str, list[str]] = {}
@@ -84,9 +89,10 @@ class NegativeSampler:
         """Types outside `present`, without replacement, with probability proportional to their weights."""
         # the Gumbel-top-k trick (arXiv 1903.06059): one sort instead of a draw at a time.
         keys = self._log_weights + random.gumbel(size=len(self._types))
-        for name in present:
+        known = present & self._places.keys()
+        for name in known:
             keys[self._places[name]] = -math.inf
-        count = min(self._per_passage, len(self._types) - len(present))
+        count = min(self._per_passage, len(self._types) - len(known))
         return [self._types[place] for place in np.argsort(-keys, kind="stable")[:count]]
 
 
@@ -97,7 +103,7 @@ def make_conversations(labels: list[Label], sampler: NegativeSampler, statistics
         spans = spans_by_type(label)
         statistics.passages += 1
         statistics.not_in_passage += sum(entity["text"] not in label["text"] for entity in label["entities"])
-        questions = [*spans.items(), *((name, []) for name in sampler.draw(set(spans), random))]
+        questions = [*spans.items(), *((name, []) for name in sampler.draw(types_of(label), random))]
         if not questions:
             statistics.without_question += 1
             continue
@@ -135,6 +141,8 @@ def conversations(
     """
     if negatives_per_passage < 0:
         raise InputError(f"--negatives-per-passage must be at least 0, found {negatives_per_passage}")
+    if seed < 0:
+        raise InputError(f"--seed must be at least 0, found {seed}")
     rows = [check_label(row, where) for where, row in progress(read_rows(labels), f"reading {labels}", unit="passages")]
     if not rows:
         raise InputError(f"{labels}: has no records")

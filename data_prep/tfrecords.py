@@ -59,6 +59,8 @@ class Encoder:
             self.counts.conversations_cut += dropped > 0
             self.lengths.append(fitting[-1])
             yield Example(row["id"], tokens[: fitting[-1]], mask[: fitting[-1]])
+        if not self.lengths:
+            raise InputError(f"no question of any conversation fits into --max-length {self._max_length} tokens")
 
 
 def tfrecords(
@@ -137,8 +139,8 @@ def _report(directory: Path, encoder: Encoder, pack_to: int) -> None:
     print(
         f"{directory}: {counts.conversations:,} conversations, {sum(lengths):,} tokens, the longest {max(lengths):,}; "
         f"in rows of {pack_to:,}: {len(rows):,} rows, {fill_ratio(lengths, rows, pack_to):.1%} full\n"
-        f"too long: {counts.conversations_cut:,} conversations lost {counts.questions_dropped:,} questions, "
-        f"{counts.conversations_dropped:,} left out whole",
+        f"too long: {counts.conversations_cut:,} conversations lost questions, {counts.conversations_dropped:,} "
+        f"lost all of theirs and were left out; {counts.questions_dropped:,} questions in all",
         file=sys.stderr,
     )
 

@@ -11,11 +11,11 @@ from uner_jax.command import run_command
 from uner_jax.records import InputError
 
 Dtype = Literal["float32", "bfloat16"]
+Source = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
+Destination = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
 
 
-def convert_from_hf(
-    source: tyro.conf.Positional[Path], destination: tyro.conf.Positional[Path], dtype: Dtype | None = None
-) -> None:
+def convert_from_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
     """Convert a Hugging Face directory or a GGUF file to a checkpoint of ours.
 
     Args:
@@ -30,9 +30,7 @@ def convert_from_hf(
     print(f"{destination}: checkpoint of {source}", file=sys.stderr)
 
 
-def convert_to_hf(
-    source: tyro.conf.Positional[Path], destination: tyro.conf.Positional[Path], dtype: Dtype | None = None
-) -> None:
+def convert_to_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
     """Convert a checkpoint, a training run or a GGUF file to a directory that transformers loads.
 
     Args:
@@ -58,6 +56,7 @@ def extract(
     dtype: Dtype = "float32",
     batch_size: int = 32,
     max_new_tokens: int = 256,
+    resume: bool = True,
 ) -> None:
     """Extract entities from a corpus of documents; run the same command again and a stopped job goes on.
 
@@ -72,14 +71,15 @@ def extract(
         dtype: Dtype of the computation.
         batch_size: Questions (a text and a label) answered at a time.
         max_new_tokens: The most tokens of an answer.
+        resume: Go on after the parts that stand in the output already; --no-resume does them anew.
     """
     from uner_jax.extraction.corpus import Job, extract_corpus
     from uner_jax.extraction.extractor import Extractor
 
     index, shards = _shard(shard)
-    job = Job(model, input, tuple(_labels(labels, labels_file)), format, index, shards)
+    job = Job(model, input, tuple(_labels(labels, labels_file)), format, index, shards, dtype, max_new_tokens)
     job.identity()  # a missing file is named before the model is loaded
-    counts = extract_corpus(Extractor.from_pretrained(model, dtype, batch_size, max_new_tokens), job, output)
+    counts = extract_corpus(Extractor.from_pretrained(model, dtype, batch_size, max_new_tokens), job, output, resume)
     print(
         f"{output}: {counts['documents']:,} documents, {counts['windows']:,} windows, {counts['entities']:,} entities; "
         f"left out {counts['ungrounded']:,} answers that do not stand in the text; "
@@ -117,7 +117,7 @@ def evaluate(
     print(f"{output}: predictions.jsonl, report.json", file=sys.stderr)
 
 
-def view(input: tyro.conf.Positional[Path], output: Path) -> None:
+def view(input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")], output: Path) -> None:
     """Make one self-contained HTML page of extracted entities.
 
     Args:

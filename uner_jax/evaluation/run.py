@@ -12,7 +12,7 @@ from uner_jax.evaluation.scorers import correct_score, exact_span_score, publish
 from uner_jax.extraction.answers import parse_answer
 from uner_jax.extraction.engine import Engine, Request
 from uner_jax.extraction.spans import occurrences
-from uner_jax.records import InputError, check_conversation, read_rows, write_json, write_rows
+from uner_jax.records import NO_PASSAGE, InputError, check_conversation, read_rows, write_json, write_rows
 from uner_jax.template import encode_context, encode_question
 from uner_jax.weights import load_model, load_model_tokenizer
 
@@ -30,14 +30,15 @@ class Question:
 
 
 def read_questions(path: Path, passages: int | None = None) -> list[Question]:
-    """The questions of a file of conversations, one or more a row, of the first `passages` passages if given."""
+    """The questions of a file of conversations, one or more a row, of its first `passages` passages if given."""
     questions = []
-    seen: dict[str, None] = {}
+    seen: set[str] = set()
     for where, row in read_rows(path):
         values = [turn["value"] for turn in check_conversation(row, where)["conversations"]]
-        seen.setdefault(values[0])
-        if passages is not None and len(seen) > passages:
-            break
+        if passages is not None and values[0] not in seen:
+            if len(seen) >= passages:
+                continue
+            seen.add(values[0])
         questions += [
             Question(row["id"], path.stem, values[0], values[1], asked, gold)
             for asked, gold in zip(values[2::2], values[3::2], strict=True)
@@ -56,7 +57,15 @@ def evaluate(
     batch_size: int = 32,
     max_new_tokens: int = 256,
 ) -> dict[str, Any]:
-    """Answer every question greedily, write `predictions.jsonl` and `report.json`, and return the report."""
+    """Answer every question greedily, write `predictions.jsonl` and `report.json`, and return the report.
+
+    A file is a data set of its name. Raises InputError for two files of one name.
+    """
+    names = [path.stem for path in data]
+    if len(set(names)) < len(names):
+        raise InputError(
+            f"{', '.join(map(str, data))}: a file is a data set of its name, and these are not all different"
+        )
     questions = [question for path in data for question in read_questions(path, passages)]
     tokenizer = load_model_tokenizer(model)
     engine = Engine(load_model(model, dtype), tokenizer.eos_id, batch_size, max_new_tokens)
@@ -114,7 +123,8 @@ def _scores(questions: Sequence[Question], predictions: Sequence[str]) -> dict[s
 
 def _spans(question: Question, answer: str) -> set[tuple[int, int, str]]:
     """Every occurrence in the passage of every item of the answer."""
-    text = question.passage_turn
+    opening = NO_PASSAGE.match(question.passage_turn)
+    text = question.passage_turn[opening.end() if opening else 0 :]
     return {
         (start, end, question.question)
         for item in parse_answer(answer).items

@@ -28,6 +28,8 @@ class Job:
     format: Format = "jsonl"
     shard: int = 0
     shards: int = 1
+    dtype: str = "float32"
+    max_new_tokens: int = 256
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for an output to be continued."""
@@ -36,23 +38,31 @@ class Job:
             "labels": list(self.labels),
             "inputs": [{"path": str(path), "sha256": _digest(path)} for path in self.inputs],
             "format": self.format,
+            "dtype": self.dtype,
+            "max_new_tokens": self.max_new_tokens,
         }
 
 
-def extract_corpus(extractor: Extractor, job: Job, output: Path) -> dict[str, int]:
+def extract_corpus(extractor: Extractor, job: Job, output: Path, resume: bool = True) -> dict[str, int]:
     """Write a record for each document of the job's shard, and return the counts of all its parts.
 
     A part is renamed to its name when it is whole and then counted in the manifest, so a job that was
     killed goes on after the last part that it finished. A document that cannot be read is written with
-    its `error`. Raises InputError if the directory belongs to another job.
+    its `error`. Without `resume` the shard is done anew. Raises InputError if the directory belongs to
+    another job.
     """
     manifest_path = output / f"manifest-{job.shard:05d}-of-{job.shards:05d}.json"
+    if not resume:
+        manifest_path.unlink(missing_ok=True)
+        # all of them: anew there may be fewer.
+        for old in output.glob(f"part-{job.shard:05d}-of-{job.shards:05d}-*"):
+            old.unlink()
     manifest = _open_manifest(manifest_path, job)
     started = time.monotonic()
     documents = progress(_documents(job), "extracting", unit="documents")
     for number, part in enumerate(_parts(documents)):
         name = f"part-{job.shard:05d}-of-{job.shards:05d}-{number:05d}.{job.format}"
-        if name in manifest["parts"]:
+        if name in manifest["parts"] and (output / name).is_file():
             continue
         records, counts = _extract_part(extractor, part)
         write_rows(output / name, records)
@@ -125,7 +135,7 @@ def _extract_part(
         fields = row if isinstance(row, dict) else {}
         records.append(
             {
-                "id": fields["id"] if isinstance(fields.get("id"), str) else where,
+                "id": _id(fields.get("id"), where),
                 "text": fields.get("text") if extraction else None,
                 "labels": labels if extraction else [],
                 "entities": extraction.entities if extraction else [],
@@ -134,6 +144,14 @@ def _extract_part(
             }
         )
     return records, counts
+
+
+def _id(value: Any, where: str) -> str:
+    """The document's own id, a number as text; else its place. Parquet takes no lone surrogate."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    sound = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return value if sound else where
 
 
 def _fault(extractor: Extractor, row: Any, labels: Any, where: str) -> str | None:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from uner_jax.extraction.engine import Engine, Request
 from uner_jax.extraction.spans import Span, ground, merge, scored_answer
@@ -44,7 +45,13 @@ class Extractor:
     def __init__(self, model: Llama, tokenizer: Tokenizer, batch_size: int = 32, max_new_tokens: int = 256):
         self._tokenizer = tokenizer
         self._engine = Engine(model, tokenizer.eos_id, batch_size, max_new_tokens)
-        self._window = min(WINDOW_TOKENS, model.config.max_position_embeddings // 2)
+        longest = model.config.max_position_embeddings
+        room = longest - len(encode_context(passage_turn(""), tokenizer))
+        self._window = min(WINDOW_TOKENS, room // 2)
+        # the rest is for the answer, and for the few tokens that a passage has more in its turn than alone.
+        self._longest_question = (room - self._window) // 2
+        if len(encode_question(question_turn("person"), tokenizer)) > self._longest_question:
+            raise InputError(f"the model reads {longest} tokens, which is too few for the prompt and a passage")
 
     @classmethod
     def from_pretrained(
@@ -70,7 +77,9 @@ class Extractor:
 
     def extract(self, texts: Sequence[str], labels: Sequence[str] | Sequence[Sequence[str]]) -> list[Extraction]:
         """Like `inference`, with the counts of each text. Raises InputError for a text or label that is no text."""
+        texts = _listed(texts, "texts")
         per_text = _labels_per_text(texts, labels)
+        asked = self._questions(label for wanted in per_text for label in wanted)
         spans = [self._windows(text) for text in texts]
         questions = [
             _Question(document, window, label)
@@ -80,7 +89,7 @@ class Extractor:
         ]
         found: list[list[Span]] = [[] for _ in texts]
         ungrounded, cut = [0] * len(texts), [0] * len(texts)
-        for question, start, passage, generation in self._answers(texts, spans, questions):
+        for question, start, passage, generation in self._answers(texts, spans, questions, asked):
             answer, scores = scored_answer(generation, self._tokenizer)
             grounded, missing = ground(passage, question.label, answer, scores)
             found[question.document] += [_moved(span, start) for span in grounded]
@@ -92,9 +101,23 @@ class Extractor:
         ]
 
     def check(self, text: str, labels: Sequence[str]) -> None:
-        """Raise InputError if the tokenizer does not take the text or a label (a lone surrogate, say)."""
-        _labels_per_text([text], labels)
-        self._tokenizer.encode_batch([text, *labels])
+        """Raise InputError if the text or a label cannot be read (a lone surrogate, say), or a label is too long."""
+        (wanted,) = _labels_per_text([text], [_listed(labels, "labels")])
+        self._questions(wanted)
+        self._windows(text)
+
+    def _questions(self, labels: Iterable[str]) -> dict[str, tuple[int, ...]]:
+        """The ids of the question for each label."""
+        asked = {
+            label: tuple(encode_question(question_turn(label), self._tokenizer)) for label in dict.fromkeys(labels)
+        }
+        for label, ids in asked.items():
+            if len(ids) > self._longest_question:
+                raise InputError(
+                    f"the label {label[:40]!r} makes a question of {len(ids)} tokens; more than "
+                    f"{self._longest_question} leave no room for the passage and the answer"
+                )
+        return asked
 
     def _windows(self, text: str) -> list[tuple[int, int]]:
         if not isinstance(text, str):
@@ -104,7 +127,11 @@ class Extractor:
         return windows(text, self._tokenizer, self._window, min(OVERLAP_TOKENS, self._window // 4))
 
     def _answers(
-        self, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]], questions: Sequence[_Question]
+        self,
+        texts: Sequence[str],
+        spans: Sequence[Sequence[tuple[int, int]]],
+        questions: Sequence[_Question],
+        asked: dict[str, tuple[int, ...]],
     ) -> Iterator[tuple]:
         encoded: dict[tuple[int, int], tuple[int, ...]] = {}
         requests = []
@@ -114,8 +141,7 @@ class Extractor:
                 start, end = spans[question.document][question.window]
                 turn = passage_turn(texts[question.document][start:end])
                 encoded[key] = tuple(encode_context(turn, self._tokenizer))
-            ids = encode_question(question_turn(question.label), self._tokenizer)
-            requests.append(Request(encoded[key], tuple(ids)))
+            requests.append(Request(encoded[key], asked[question.label]))
         for place, generation in self._engine.generate(requests):
             question = questions[place]
             start, end = spans[question.document][question.window]
@@ -124,12 +150,11 @@ class Extractor:
 
 def _labels_per_text(texts: Sequence[str], labels: Sequence[str] | Sequence[Sequence[str]]) -> list[list[str]]:
     """A list of distinct labels for each text."""
-    if isinstance(labels, str):
-        raise InputError(f"labels must be a list, found the string {labels!r}")
-    if all(isinstance(label, str) for label in labels):
-        per_text: list[list[str]] = [list(labels)] * len(texts)  # type: ignore[arg-type]
+    listed = _listed(labels, "labels")
+    if all(isinstance(label, str) for label in listed):
+        per_text = [listed] * len(texts)
     else:
-        per_text = [list(wanted) for wanted in labels]
+        per_text = [_listed(wanted, "the labels of a text") for wanted in listed]
     if len(per_text) != len(texts):
         raise InputError(f"{len(texts)} texts, but {len(per_text)} lists of labels")
     for wanted in per_text:
@@ -137,6 +162,13 @@ def _labels_per_text(texts: Sequence[str], labels: Sequence[str] | Sequence[Sequ
             if not isinstance(label, str) or not label.strip():
                 raise InputError(f"a label must be a non-empty string, found {label!r}")
     return [list(dict.fromkeys(wanted)) for wanted in per_text]
+
+
+def _listed(value: Any, what: str) -> list:
+    # a string is a list of its letters, which nobody means.
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise InputError(f"{what} must be a list of strings, found {value!r:.80}")
+    return list(value)
 
 
 def _moved(span: Span, by: int) -> Span:

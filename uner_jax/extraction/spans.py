@@ -34,19 +34,26 @@ def occurrences(text: str, part: str) -> Iterator[tuple[int, int]]:
 
 def scored_answer(generation: Generation, tokenizer: Decoder) -> tuple[Answer, list[float]]:
     """The parsed answer, and for each item the probability of its tokens given all before them."""
-    answer = parse_answer(tokenizer.decode(generation.tokens))
+    text = tokenizer.decode(generation.tokens)
+    answer = parse_answer(text)
     if not answer.items:
         return answer, []
-    ends = [len(tokenizer.decode(generation.tokens[: count + 1])) for count in range(len(generation.tokens))]
-    starts = [0, *ends[:-1]]
-    return answer, [_probability(item, starts, ends, generation.log_probs) for item in answer.items]
+    prefixes = (tokenizer.decode(generation.tokens[:count]) for count in range(len(generation.tokens) + 1))
+    done = [_written(prefix, text) for prefix in prefixes]
+    return answer, [_probability(item, done, generation.log_probs) for item in answer.items]
 
 
-def _probability(item: Item, starts: Sequence[int], ends: Sequence[int], log_probs: Sequence[float]) -> float:
+def _written(prefix: str, text: str) -> int:
+    """How many characters of the text its first tokens have written; one whose bytes are not all there is not."""
+    return len(prefix if text.startswith(prefix) else prefix.rstrip("\ufffd"))
+
+
+def _probability(item: Item, done: Sequence[int], log_probs: Sequence[float]) -> float:
+    """The product over the tokens that write a character of the item, or a byte of one."""
     covering = [
         log_prob
-        for start, end, log_prob in zip(starts, ends, log_probs, strict=True)
-        if start < item.end and end > item.start
+        for start, end, log_prob in zip(done, done[1:], log_probs, strict=False)
+        if start < item.end and max(end, start + 1) > item.start
     ]
     return math.exp(min(0.0, sum(covering)))
 

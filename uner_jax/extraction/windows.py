@@ -1,6 +1,7 @@
-"""Windows over a document that is longer than a prompt: overlapping, so that no entity is cut by both sides."""
+"""Windows on a document that is longer than a prompt: overlapping, so that no entity is cut by both sides."""
 
 import bisect
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -11,29 +12,47 @@ class Offsets(Protocol):
 
 
 def windows(text: str, tokenizer: Offsets, size: int, overlap: int) -> list[tuple[int, int]]:
-    """The (start, end) of windows of at most `size` tokens that together cover the text.
+    """The (start, end) of windows that together cover the text, each of at most `size` tokens by itself.
 
-    Offsets count code points. Neighbours share up to `overlap` tokens. A window begins and ends beside
-    white space where there is some, so that no word is cut. A short text is one window.
+    Offsets count code points; one character may have more tokens than `size`, and is a window then.
+    Neighbours share up to `overlap` tokens. A window begins and ends beside white space where there is
+    some, so that no word is cut. A short text is one window. With an overlap of at most a quarter of
+    the size there are no more windows than four for every `size` tokens.
     """
     ends = [end for _, end in tokenizer.offsets(text)]
     if len(ends) <= size:
         return [(0, len(text))]
-    found = []
-    first = start = 0
-    while len(ends) - first > size:
-        end = _word_end(text, start, ends[first + size - 1])
+    ends[-1] = len(text)  # white space at the end may have no token
+    start, end = 0, _fitting_end(text, 0, ends, tokenizer, size)
+    found = [(start, end)]
+    while end < len(text):
+        shared = ends[max(bisect.bisect_left(ends, end) - overlap, 0)]
+        start = _word_start(text, min(max(shared, start + 1), end), end)
+        end = _fitting_end(text, start, ends, tokenizer, size)
         found.append((start, end))
-        shared = ends[max(bisect.bisect_left(ends, end) - overlap, first)]
-        start = _word_start(text, max(shared, start + 1), end)
-        first = max(first + 1, bisect.bisect_left(ends, start + 1))
-    return [*found, (start, len(text))]
+    return found
 
 
-def _word_end(text: str, start: int, end: int) -> int:
-    """The last white space in the second half of the window, or its end."""
-    for place in range(end, (start + end) // 2, -1):
-        if place == len(text) or text[place].isspace():
+def _fitting_end(text: str, start: int, ends: Sequence[int], tokenizer: Offsets, size: int) -> int:
+    """Where the window that begins at `start` ends: it is counted again, for a cut token may become several."""
+    first = bisect.bisect_right(ends, start)
+    last = min(first + size, len(ends)) - 1
+    while last >= first:
+        # half of the tokens, not of the characters: a window must get farther than its overlap reaches back.
+        whole = ends[last] == len(text)
+        end = len(text) if whole else _word_end(text, ends[(first + last) // 2], ends[last])
+        excess = len(tokenizer.offsets(text[start:end])) - size
+        if excess <= 0:
+            return end
+        # a character of several tokens goes whole.
+        last = min(bisect.bisect_right(ends, end) - 1 - excess, bisect.bisect_left(ends, end) - 1)
+    return start + 1
+
+
+def _word_end(text: str, middle: int, end: int) -> int:
+    """The last white space behind the middle of the window, or its end."""
+    for place in range(end, middle, -1):
+        if text[place].isspace():
             return place
     return end
 

@@ -106,6 +106,7 @@ class TrainConfig:
 
     def __post_init__(self):
         at_least = {
+            "seed": (self.seed, 0),
             "steps": (self.steps if self.steps is not None else 1, 1),
             "gradient_accumulation": (self.gradient_accumulation, 1),
             "data.batch_size": (self.data.batch_size, 1),
@@ -113,12 +114,13 @@ class TrainConfig:
             "checkpoint.every": (self.checkpoint.every, 1),
             "checkpoint.keep": (self.checkpoint.keep, 1),
             "optimizer.learning_rate": (self.optimizer.learning_rate, 0),
+            "optimizer.weight_decay": (self.optimizer.weight_decay, 0),
             "optimizer.clip_norm": (self.optimizer.clip_norm, 0),
         }
         for name, (value, least) in at_least.items():
-            if value < least:
+            if not value >= least:  # nan is not either
                 raise InputError(f"{name} must be at least {least}, found {value}")
-        if self.steps is None and self.epochs <= 0:
+        if self.steps is None and not self.epochs > 0:
             raise InputError(f"epochs must be greater than 0, found {self.epochs}")
         if not 0 <= self.optimizer.warmup_ratio <= 1:
             raise InputError(f"optimizer.warmup_ratio must be in 0..1, found {self.optimizer.warmup_ratio}")

@@ -5,6 +5,7 @@ import json
 import math
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +41,34 @@ def train(config: TrainConfig) -> None:
     steps = config.steps or math.ceil(config.epochs * len(rows) / config.data.batch_size)
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, steps)
-    _record_config(config, run_dir)
 
     with jax.set_mesh(mesh):
         abstract = _abstract_state(config, tokenizer, optimizer)
         data_state = DataState(rows.fingerprint(), config.seed, config.data.batch_size)
         checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state)
         done = checkpoints.latest() or 0
+        if done:
+            _check_recipe(config, run_dir)
         _describe(config, abstract.model, rows, mesh, steps, done)
         if done >= steps:
+            checkpoints.close()
             print(f"{run_dir}: already complete at step {done}", file=sys.stderr)
             return
+        _record_config(config, run_dir)
         state = checkpoints.restore(done, abstract, mesh) if done else _initial_state(config, abstract, optimizer, mesh)
         step_fn = make_step(optimizer, config.gradient_accumulation, mesh, abstract)
-        metrics = Metrics(run_dir, done, steps)
         data = batches(
             rows, config.seed, config.data.batch_size, done, host=jax.process_index(), hosts=jax.process_count()
         )
 
-        for step in range(done + 1, steps + 1):
-            started = time.perf_counter()
-            state, measured = step_fn(state, _on_mesh(next(data), mesh))
-            row = _row(step, measured, float(schedule(step - 1)))
-            metrics.write(row | {"seconds": time.perf_counter() - started})
-            if checkpoints.due(step, steps):
-                checkpoints.save(step, state)
-
-        checkpoints.close()
-        metrics.close()
+        with closing(checkpoints), closing(Metrics(run_dir, done, steps)) as metrics:
+            for step in range(done + 1, steps + 1):
+                started = time.perf_counter()
+                state, measured = step_fn(state, _on_mesh(next(data), mesh))
+                row = _row(step, measured, float(schedule(step - 1)))
+                metrics.write(row | {"seconds": time.perf_counter() - started})
+                if checkpoints.due(step, steps):
+                    checkpoints.save(step, state)
     print(f"done: {steps} steps; checkpoint in {run_dir / 'checkpoints' / str(steps)}", file=sys.stderr)
 
 
@@ -93,21 +94,26 @@ def _matching_tokenizer(config: TrainConfig) -> Tokenizer:
     return tokenizer
 
 
-def _record_config(config: TrainConfig, run_dir: Path) -> None:
-    """Write config.json; InputError if the run was begun with another recipe."""
+def _check_recipe(config: TrainConfig, run_dir: Path) -> None:
+    """InputError if the checkpoints of the run were made with another recipe; what made none may be mended."""
     path = run_dir / "config.json"
-    now: dict[str, Any] = dataclasses.asdict(config)
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        # these may change between the parts of one run.
-        free = ("run_dir", "steps", "epochs", "mesh", "checkpoint", "versions")
-        flat_before, flat_now = _flat(before, free), _flat(now, free)
-        changed = sorted(name for name in flat_now if flat_before.get(name) != flat_now[name])
-        if changed:
-            listed = "; ".join(f"{name} {flat_before.get(name)} -> {flat_now[name]}" for name in changed)
-            raise InputError(f"{path}: this run was begun with another recipe ({listed}); give another run_dir")
+    if not path.is_file():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    # these may change between the parts of one run.
+    free = ("run_dir", "steps", "epochs", "mesh", "checkpoint", "versions")
+    old, new = _flat(before, free), _flat(dataclasses.asdict(config), free)
+    # of both: a field that is None has no leaf.
+    changed = sorted(name for name in old | new if old.get(name) != new.get(name))
+    if changed:
+        listed = "; ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in changed)
+        raise InputError(f"{path}: this run was begun with another recipe ({listed}); give another run_dir")
+
+
+def _record_config(config: TrainConfig, run_dir: Path) -> None:
+    """Write config.json: the recipe with all overrides, and what runs it."""
     versions = {"jax": jax.__version__, "python": sys.version.split()[0]}
-    write_json(path, now | {"versions": versions})
+    write_json(run_dir / "config.json", dataclasses.asdict(config) | {"versions": versions})
 
 
 def _flat(tree: dict[str, Any], without: tuple[str, ...]) -> dict[str, Any]:
@@ -124,6 +130,11 @@ def _abstract_state(config: TrainConfig, tokenizer: Tokenizer, optimizer: Any) -
             architecture = dataclasses.replace(architecture, vocab_size=tokenizer.vocab_size)
     if architecture.vocab_size < tokenizer.vocab_size:
         raise InputError(f"the model has {architecture.vocab_size} ids, its tokenizer {tokenizer.vocab_size}")
+    if architecture.max_position_embeddings < config.data.row_length:
+        raise InputError(
+            f"data.row_length {config.data.row_length} exceeds the model's max_position_embeddings "
+            f"{architecture.max_position_embeddings}; lower data.row_length"
+        )
     model = abstract_model(architecture, compute_dtype=jnp.dtype(config.dtype), remat=config.model.remat)
     return TrainState(model, jax.eval_shape(optimizer.init, model))
 

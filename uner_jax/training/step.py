@@ -38,7 +38,7 @@ def make_step(optimizer: optax.GradientTransformation, accumulation: int, mesh: 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, StepMetrics]:
         loss, gradients, answers = _mean_gradients(state.model, batch, accumulation)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.model)
-        metrics = StepMetrics(loss, answers, jnp.sum(batch["segment_ids"] > 0), optax.global_norm(gradients))
+        metrics = StepMetrics(loss, answers, jnp.sum(batch["segment_ids"] > 0), optax.tree.norm(gradients))
         return TrainState(optax.apply_updates(state.model, updates), optimizer_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=(tree_shardings(state, mesh), None))

@@ -1,0 +1,250 @@
+"""A benchmark run asks every question once, and scores what was answered, whatever the order."""
+
+import dataclasses
+import json
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from uner_jax.evaluation import run
+from uner_jax.evaluation.run import Question, evaluate, print_report, read_questions
+from uner_jax.evaluation.scorers import correct_score, exact_span_score, published_score
+from uner_jax.extraction.engine import Engine, Generation
+from uner_jax.model.config import LlamaConfig
+from uner_jax.model.parameters import abstract_model
+from uner_jax.records import InputError, write_rows
+from uner_jax.template import encode_prompt
+from uner_jax.tokenizer import load_tokenizer
+
+CONFIG = LlamaConfig(
+    vocab_size=512,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=8,
+    max_position_embeddings=2048,
+)
+# measured with grep and by hand: one question a row, and one passage of CrossNER AI is there twice.
+SETS = {"CrossNER_AI": (5603, 430, 13), "mit-restaurant": (12160, 1520, 8)}
+
+
+@pytest.fixture(scope="session")
+def tok512(shared_data):
+    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
+
+
+@pytest.fixture(scope="session")
+def files(shared_data) -> dict[str, Path]:
+    return {name: shared_data / "eval" / f"{name}.json" for name in SETS}
+
+
+@pytest.fixture
+def answering(tok512, monkeypatch):
+    """Replace the model by a function from (place, passage, question) to an answer; gives the prompts it saw."""
+    prompts = []
+    monkeypatch.setattr(run, "load_model", lambda path, dtype: abstract_model(CONFIG))
+    monkeypatch.setattr(run, "load_model_tokenizer", lambda path: tok512)
+
+    def answer_with(function):
+        def answers(self, requests):
+            for place in random.Random(0).sample(range(len(requests)), len(requests)):
+                request = requests[place]
+                prompts.append(request.context + request.question)
+                context, question = tok512.decode(request.context), tok512.decode(request.question)
+                (passage,) = re.findall(r"USER: (Text: .*) ASSISTANT: I've read", context, re.DOTALL)
+                (asked,) = re.findall(r"^ ?USER: (.*) ASSISTANT:$", question)
+                ids = tuple(tok512.encode(function(place, passage, asked)))
+                yield place, Generation(ids, (-0.1,) * len(ids), True)
+
+        monkeypatch.setattr(Engine, "generate", answers)
+        return prompts
+
+    return answer_with
+
+
+def conversation(name: str, passage: str, *pairs: tuple[str, str]) -> dict:
+    turns = [("human", f"Text: {passage}"), ("gpt", "I've read this text.")]
+    for entity_type, gold in pairs:
+        turns += [("human", f"What describes {entity_type} in the text?"), ("gpt", gold)]
+    return {"id": name, "conversations": [{"from": who, "value": value} for who, value in turns]}
+
+
+ROWS = [
+    conversation("a", "Ada met Bob. Ada left.", ("person", '["Ada", "Bob"]'), ("city", "[]")),
+    conversation("b", "Text in London", ("city", '["London"]')),
+    conversation("a", "Ada met Bob. Ada left.", ("person", '["Ada", "Bob"]')),  # the same question again
+    conversation("c", "东京 and 😀", ("city", json.dumps(["东京"])), ("smiley", '["😀"]'), ("x", '["😀"]')),
+]
+ANSWERS = {
+    ("Ada met Bob. Ada left.", "person"): '["Ada", "Eve"]',
+    ("Ada met Bob. Ada left.", "city"): '["left"]',
+    ("Text in London", "city"): '["London", "Text"]',
+    ("东京 and 😀", "city"): '["东京"',
+    ("东京 and 😀", "smiley"): "[]",
+    ("东京 and 😀", "x"): '["😀"]',
+}
+
+
+def known(place, passage, asked):
+    return ANSWERS[passage.removeprefix("Text: "), asked.removeprefix("What describes ").removesuffix(" in the text?")]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_question_of_a_file_is_read(name, files):
+    count, passages, types = SETS[name]
+    text = files[name].read_text()
+    assert text.count('"value": "What describes ') == count
+    questions = read_questions(files[name])
+    assert len(questions) == count and {question.dataset for question in questions} == {name}
+    assert len({question.passage_turn for question in questions}) == passages
+    assert len({question.question for question in questions}) == types
+    rows = json.loads(text)
+    assert [dataclasses.astuple(question) for question in questions] == [
+        (row["id"], name, *(turn["value"] for turn in row["conversations"])) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("passages", [1, 7, 400])
+def test_a_limit_counts_passages(name, passages, files):
+    whole = read_questions(files[name])
+    first = list(dict.fromkeys(question.passage_turn for question in whole))[:passages]
+    assert read_questions(files[name], passages) == [q for q in whole if q.passage_turn in set(first)]
+
+
+def test_a_limit_takes_all_questions_of_a_passage_wherever_they_stand(tmp_path):
+    write_rows(tmp_path / "mixed.jsonl", ROWS)
+    assert [question.id for question in read_questions(tmp_path / "mixed.jsonl", 1)] == ["a", "a", "a"]
+    assert [question.id for question in read_questions(tmp_path / "mixed.jsonl", 2)] == ["a", "a", "b", "a"]
+    assert len(read_questions(tmp_path / "mixed.jsonl", 99)) == len(read_questions(tmp_path / "mixed.jsonl")) == 7
+
+
+def test_a_row_may_have_many_questions(tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS[3:])
+    turn, read = "Text: 东京 and 😀", "I've read this text."
+    asked = [("city", json.dumps(["东京"])), ("smiley", '["😀"]'), ("x", '["😀"]')]
+    assert read_questions(tmp_path / "set.jsonl") == [
+        Question("c", "set", turn, read, f"What describes {entity_type} in the text?", gold)
+        for entity_type, gold in asked
+    ]
+
+
+def test_right_answers_have_the_full_score(files, answering, tmp_path):
+    questions = read_questions(files["CrossNER_AI"], 60)
+    golds = [question.gold for question in questions]
+    answering(lambda place, passage, asked: golds[place])
+    report = evaluate("m", [files["CrossNER_AI"]], tmp_path / "out", passages=60)
+    scores = report["datasets"]["CrossNER_AI"]
+    assert scores["published"] == published_score(golds, golds)
+    # the published protocol cannot give more, for its smoothing; the others can.
+    assert scores["published"]["f1"] == pytest.approx(1, abs=1e-9) and scores["published"]["f1"] < 1
+    assert scores["correct"] == correct_score(golds, golds) == dict.fromkeys(("precision", "recall", "f1"), 1.0)
+    assert scores["exact_span"] == dict.fromkeys(("precision", "recall", "f1"), 1.0)
+    assert (scores["questions"], scores["passages"]) == (len(questions), 60)
+    assert scores["empty_answers"] == golds.count("[]") / len(golds)
+
+
+def test_the_prompts_are_those_of_the_template(answering, tok512, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    prompts = answering(known)
+    evaluate("m", [tmp_path / "set.jsonl"], tmp_path / "out")
+    wanted = [tuple(encode_prompt(*key, tok512)) for key in ANSWERS]
+    assert sorted(prompts) == sorted([*wanted, wanted[0]])
+
+
+def test_what_was_answered_is_written_and_scored(answering, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    answering(known)
+    report = evaluate("the model", [tmp_path / "set.jsonl"], tmp_path / "out", None, "bfloat16", 4, 99)
+    lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
+    predictions = [json.loads(line) for line in lines]
+    questions = read_questions(tmp_path / "set.jsonl")
+    places = {number: list(ANSWERS)[number if number < 3 else 0 if number == 3 else number - 1] for number in range(7)}
+    assert predictions == [
+        {"id": q.id, "dataset": "set", "question": q.question, "gold": q.gold, "prediction": ANSWERS[places[number]]}
+        for number, q in enumerate(questions)
+    ]
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+    settings = {"model": "the model", "dtype": "bfloat16", "max_new_tokens": 99, "passages": None}
+    assert report.keys() == {*settings, "seconds", "datasets"} and report.items() >= settings.items()
+    (scores,) = report["datasets"].values()
+    answers, golds = ([p[name] for p in predictions] for name in ("prediction", "gold"))
+    assert scores["published"] == published_score(answers, golds)
+    assert scores["correct"] == correct_score(answers, golds)
+    # in the passages: the word Text that begins every prompt is no mention.
+    person = {(0, 3, "p"), (13, 16, "p")}
+    spans = [person, {(17, 21, "c")}, {(8, 14, "c"), (0, 4, "c")}, person, {(0, 2, "c")}, set(), {(7, 8, "x")}]
+    truth = [person | {(8, 11, "p")}, set(), {(8, 14, "c")}, person | {(8, 11, "p")}]
+    truth += [{(0, 2, "c")}, {(7, 8, "s")}, {(7, 8, "x")}]
+    assert scores["exact_span"] == exact_span_score(spans, truth)
+    assert (scores["questions"], scores["passages"], scores["empty_answers"]) == (7, 3, 1 / 7)
+
+
+def test_the_order_of_a_file_does_not_change_its_scores(answering, tmp_path, files):
+    rows = json.loads(files["mit-restaurant"].read_text())[:400]
+    answering(lambda place, passage, asked: json.dumps([passage[6:][: len(asked) % 9], passage.split()[-1]]))
+    for name in ("whole", "mixed"):
+        (tmp_path / name).mkdir()
+    write_rows(tmp_path / "whole" / "set.jsonl", rows)
+    write_rows(tmp_path / "mixed" / "set.jsonl", random.Random(1).sample(rows, len(rows)))
+    whole, mixed = (evaluate("m", [tmp_path / name / "set.jsonl"], tmp_path / name) for name in ("whole", "mixed"))
+    assert whole["datasets"] == mixed["datasets"]
+    assert 0 < whole["datasets"]["set"]["published"]["f1"] < 1
+
+
+def test_each_file_is_a_data_set(answering, tmp_path, capsys):
+    write_rows(tmp_path / "one.jsonl", ROWS[:2])
+    write_rows(tmp_path / "two.jsonl", ROWS[2:])
+    answering(known)
+    report = evaluate("m", [tmp_path / "one.jsonl", tmp_path / "two.jsonl"], tmp_path / "out")
+    for name in ("one", "two"):
+        alone = evaluate("m", [tmp_path / f"{name}.jsonl"], tmp_path / "alone")
+        assert alone["datasets"] == {name: report["datasets"][name]}
+    capsys.readouterr()
+    print_report(report)
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["published", "F1"] and [line.split()[0] for line in lines] == ["one", "two", "average"]
+    f1 = [report["datasets"][name]["published"]["f1"] for name in ("one", "two")]
+    assert [line.split()[1] for line in lines] == [f"{100 * score:.1f}" for score in (*f1, sum(f1) / 2)]
+
+
+def test_two_files_of_one_name_are_refused(answering, tmp_path):
+    answering(known)
+    (tmp_path / "more").mkdir()
+    paths = [tmp_path / "set.jsonl", tmp_path / "more" / "set.json"]
+    for path in paths:
+        write_rows(path, ROWS)
+    with pytest.raises(InputError, match=f"{paths[0]}, {paths[1]}: .*name"):
+        evaluate("m", paths, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+BROKEN = {
+    "no object": ([], "line 2: a conversation must be a JSON object, found list"),
+    "no id": ({"conversations": ROWS[0]["conversations"]}, 'line 2: "id" must be a string, found nothing'),
+    "no turns": ({"id": "a"}, 'line 2: "conversations" must be a list of turns, found nothing'),
+    "no answer": ({"id": "a", "conversations": ROWS[0]["conversations"][:5]}, "line 2: 5 turns; expected passage"),
+    "no passage": (conversation("a", "", ("x", "[]")), "line 2: turn 0 must hold a passage"),
+    "not in turn": ({"id": "a", "conversations": ROWS[0]["conversations"][1:]}, "line 2: turn 0 is from 'gpt'"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_row_names_its_place(name, tmp_path):
+    row, words = BROKEN[name]
+    path = tmp_path / "set.jsonl"
+    write_rows(path, [ROWS[0], row, ROWS[1]])
+    with pytest.raises(InputError, match=f"^{re.escape(f'{path}, {words}')}"):
+        read_questions(path)
+
+
+def test_a_file_without_questions(tmp_path):
+    (tmp_path / "set.jsonl").touch()
+    with pytest.raises(InputError, match=r"set\.jsonl: has no questions"):
+        read_questions(tmp_path / "set.jsonl")
+    with pytest.raises(InputError, match=r"absent\.json: no such file"):
+        read_questions(tmp_path / "absent.json")
