@@ -147,8 +147,8 @@ def test_the_requests_are_worth_asking():
     assert None in ends and len(ends) > 5
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 32])
-@pytest.mark.parametrize("eos", ["never", "often"])
+# some answers never end where others often do: one batch size is enough for the case that none does.
+@pytest.mark.parametrize(("eos", "batch_size"), [("never", 32), ("often", 32), ("often", 3), ("often", 1)])
 def test_answers_are_those_of_whole_forward_passes(eos, batch_size):
     eos_id = NO_EOS if eos == "never" else frequent_eos()
     found = generate(list(requests()), eos_id, batch_size)

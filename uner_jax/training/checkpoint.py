@@ -1,7 +1,6 @@
 """Checkpoints of a run: asynchronous, the newest kept, restored onto any mesh."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.config import CheckpointConfig
 from uner_jax.training.step import TrainState
-from uner_jax.weights.checkpoint import metadata_of, model_items
+from uner_jax.weights.checkpoint import metadata_of, model_items, quieten_orbax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +30,7 @@ class Checkpoints:
     """The checkpoints of one run, under `run_dir/checkpoints`."""
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, tokenizer: Tokenizer, data: DataState):
-        # a note on every small item that has nothing to merge
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        quieten_orbax()
         self._config = config
         self._tokenizer = tokenizer
         self._data = data

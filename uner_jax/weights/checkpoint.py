@@ -6,6 +6,7 @@ the versions that wrote it: a checkpoint can be used without anything beside it.
 """
 
 import dataclasses
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,15 @@ def metadata_of(model: Llama) -> dict[str, Any]:
 def write_checkpoint(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
     """Write a checkpoint of the model and its tokenizer. Raises InputError if something is there already."""
     make_way(directory)
+    quieten_orbax()
     ocp.save_checkpointables(
         epath.Path(directory.absolute()), model_items(model, tokenizer), custom_metadata=metadata_of(model)
     )
+
+
+def quieten_orbax() -> None:
+    """Keep Orbax from noting, for every small item, that there was nothing to merge."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def make_way(directory: Path) -> None:
