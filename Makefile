@@ -26,8 +26,8 @@ test: $(READY) ## sets up .venv from the lock and runs the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 parity: $(PARITY) ## adds torch to .venv and compares our numbers with those of transformers
-	@echo "== pytest -m parity $(PYTEST_ARGS)"
-	@$(BIN)/python -m pytest -m parity $(PYTEST_ARGS)
+	@echo "== pytest tests/parity $(PYTEST_ARGS)"
+	@$(BIN)/python -m pytest tests/parity $(PYTEST_ARGS)
 
 lint: $(READY) ## ruff check, ruff format --check and mypy
 	@echo "== ruff check"
