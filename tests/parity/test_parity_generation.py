@@ -15,7 +15,6 @@ from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 from uner_jax.weights.hf import write_hf
 
-
 PROMPTS = 200
 NEW_TOKENS = 16
 BATCH = 25

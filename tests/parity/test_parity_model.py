@@ -21,7 +21,6 @@ from uner_jax.tokenizer import load_tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 from uner_jax.weights.hf import write_hf
 
-
 BASE = LlamaConfig(
     vocab_size=512,
     hidden_size=32,
