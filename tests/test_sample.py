@@ -70,7 +70,7 @@ def test_record_form(labels, documents):
     for record in labels:
         assert set(record) == {"id", "text", "entities", "source", "teacher"}
         assert record["teacher"] == {
-            "model": "written-by-hand",
+            "model": "project-sample",
             "variant": "type",
             "prompt_tokens": 0,
             "completion_tokens": 0,
