@@ -3,7 +3,7 @@
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -38,25 +38,64 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
     sys.exit(0)
 
 
+class Progress:
+    """How far a long job is: a bar on a terminal, a line every ten seconds in a log.
+
+    `total` and `advance` count in `unit`; with `unit="B"` they are bytes. A note stands behind the count:
+    what else the user wants to know, as it is now.
+    """
+
+    def __init__(self, what: str, total: int | None = None, unit: str = "it"):
+        self._what, self._total, self._unit = what, total, unit
+        self._started = self._shown = time.monotonic()
+        self._done, self._note = 0, ""
+        self._bar = None
+        if sys.stderr.isatty():
+            scaled = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
+            spaced = unit if unit == "B" else f" {unit}"
+            self._bar = tqdm(desc=what, total=total, unit=spaced, file=sys.stderr, **scaled)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        elif error[0] is None:
+            self._print(time.monotonic())
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        """Add `count` to what is done."""
+        self._done += count
+        self._note = note
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(count)
+        elif (now := time.monotonic()) - self._shown >= LOG_SECONDS:
+            self._print(now)
+
+    def _print(self, now: float) -> None:
+        self._shown = now
+        line = _line(self._what, self._done, self._total, self._unit, now - self._started)
+        print(f"{line}, {self._note}" if self._note else line, file=sys.stderr, flush=True)
+
+
 def progress(items: Iterable[T], what: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
-    """Yield the items and show how far they are: a bar on a terminal, a line every ten seconds in a log."""
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, total=total, unit=f" {unit}", file=sys.stderr)
-        return
-    started = shown = time.monotonic()
-    done = 0
-    for item in items:
-        yield item
-        done += 1
-        now = time.monotonic()
-        if now - shown >= LOG_SECONDS:
-            shown = now
-            print(_line(what, done, total, unit, now - started), file=sys.stderr, flush=True)
-    print(_line(what, done, total, unit, time.monotonic() - started), file=sys.stderr, flush=True)
+    """Yield the items and show how far they are (see `Progress`)."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with Progress(what, total, unit) as shown:
+        for item in items:
+            yield item
+            shown.advance()
 
 
 def _line(what: str, done: int, total: int | None, unit: str, seconds: float) -> str:
     rate = done / max(seconds, 1e-9)
+    if unit == "B":
+        count, whole, speed = f"{done / 1e6:,.1f}", f"{(total or 0) / 1e6:,.1f} MB", f"{rate / 1e6:,.1f} MB/s"
+    else:
+        count, whole, speed = f"{done:,}", f"{total or 0:,} {unit}", f"{rate:,.1f} {unit}/s"
     if total is None or done >= total:
-        return f"{what}: {done:,} {unit}, {rate:,.1f} {unit}/s, {seconds:.0f} s"
-    return f"{what}: {done:,} of {total:,} {unit}, {rate:,.1f} {unit}/s, {(total - done) / max(rate, 1e-9):.0f} s left"
+        return f"{what}: {count} {'MB' if unit == 'B' else unit}, {speed}, {seconds:.0f} s"
+    return f"{what}: {count} of {whole}, {speed}, {(total - done) / max(rate, 1e-9):.0f} s left"
