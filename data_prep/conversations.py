@@ -5,155 +5,226 @@ python -m data_prep.conversations --labels labels.jsonl --output conversations.j
 
 import math
 import sys
-import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-import numpy as np
 import tyro
 
-from uner_jax.command import progress, run_command
-from uner_jax.records import Conversation, InputError, Label, check_label, read_rows, write_rows
-from uner_jax.template import ACKNOWLEDGEMENT, answer_turn, passage_turn, question_turn
+from data_prep.label_file import LabelFile
+from data_prep.labelled_passages import LabelledPassage, Variant, digest
+from data_prep.lengths import Measure, in_tokens, in_words
+from data_prep.negatives import Negatives, NegativeSampler
+from data_prep.statistics import Statistics
+from uner_jax.command import run_command
+from uner_jax.records import Conversation, InputError, Turn, atomic_path, write_rows
+from uner_jax.template import ACKNOWLEDGEMENT, answer_turn, question_turn
 
-Negatives = Literal["frequency", "uniform", "none"]
+NEGATIVES_PER_PASSAGE = 5
 
 
 @dataclass
-class Statistics:
-    """What was made, and what was left out."""
+class Split:
+    """Which passages are held out: by a hash of their text, so that a text is never on both sides.
 
-    passages: int = 0
-    conversations: int = 0
-    positive_questions: int = 0
-    negative_questions: int = 0
-    types: set[str] = field(default_factory=set)
-    entities: int = 0
-    not_in_passage: int = 0
-    without_question: int = 0
-
-    def __str__(self) -> str:
-        asked = self.positive_questions + self.negative_questions
-        return (
-            f"{self.conversations:,} conversations from {self.passages:,} passages; "
-            f"{asked:,} questions ({self.positive_questions:,} with entities, {self.negative_questions:,} without; "
-            f"{asked / max(1, self.conversations):.1f} a passage); "
-            f"{self.entities:,} entities of {len(self.types):,} types; left out: "
-            f"{self.not_in_passage:,} entities that are not in their passage, "
-            f"{self.without_question:,} passages without a question"
-        )
-
-
-def normalize_type(name: str) -> str:
-    """A type's name in lower case with single spaces."""
-    return " ".join(name.lower().split())
-
-
-def types_of(label: Label) -> set[str]:
-    """The normalised types that the teacher found, those too of which no span stands in the passage."""
-    return {normalize_type(entity["type"]) for entity in label["entities"]}
-
-
-def spans_by_type(label: Label) -> dict[str, list[str]]:
-    """The spans that stand in the passage, by normalised type, each once, in the teacher's order."""
-    spans: dict[str, list[str]] = {}
-    for entity in label["entities"]:
-        known = spans.setdefault(normalize_type(entity["type"]), [])
-        if entity["text"] in label["text"] and entity["text"] not in known:
-            known.append(entity["text"])
-    return {name: found for name, found in spans.items() if found}
-
-
-class NegativeSampler:
-    """Draws types that a passage does not have (arXiv 2308.03279, section 4.1, "negative sampling").
-
-    The draw depends on the seed and on the passage's id, not on what else is in the file's order.
+    A passage stays on its side whatever else is in the file.
     """
 
-    def __init__(self, counts: Counter[str], strategy: Negatives, per_passage: int, seed: int):
-        self._types = sorted(counts)
-        weights = [float(counts[name]) if strategy == "frequency" else 1.0 for name in self._types]
-        self._log_weights = np.log(np.array(weights)) if weights else np.zeros(0)
-        self._places = {name: place for place, name in enumerate(self._types)}
-        self._per_passage = 0 if strategy == "none" else per_passage
-        self._seed = seed
+    fraction: float
+    seed: int
 
-    def generator(self, passage_id: str) -> np.random.Generator:
-        """The random numbers of one passage."""
-        return np.random.default_rng([self._seed, zlib.crc32(passage_id.encode("utf-8", "surrogatepass"))])
-
-    def draw(self, present: set[str], random: np.random.Generator) -> list[str]:
-        """Types outside `present`, without replacement, with probability proportional to their weights."""
-        # the Gumbel-top-k trick (arXiv 1903.06059): one sort instead of a draw at a time.
-        keys = self._log_weights + random.gumbel(size=len(self._types))
-        known = present & self._places.keys()
-        for name in known:
-            keys[self._places[name]] = -math.inf
-        count = min(self._per_passage, len(self._types) - len(known))
-        return [self._types[place] for place in np.argsort(-keys, kind="stable")[:count]]
+    def holds_out(self, passage: LabelledPassage) -> bool:
+        """Whether the passage is for validation."""
+        return digest(f"{self.seed} {passage.text}") < self.fraction * 2**64
 
 
-def make_conversations(labels: list[Label], sampler: NegativeSampler, statistics: Statistics) -> Iterator[Conversation]:
-    """A conversation for each passage that has a question; the questions are in random order."""
-    for label in labels:
-        random = sampler.generator(label["id"])
-        spans = spans_by_type(label)
-        statistics.passages += 1
-        statistics.not_in_passage += sum(entity["text"] not in label["text"] for entity in label["entities"])
-        questions = [*spans.items(), *((name, []) for name in sampler.draw(types_of(label), random))]
-        if not questions:
-            statistics.without_question += 1
-            continue
-        statistics.conversations += 1
-        statistics.positive_questions += len(spans)
-        statistics.negative_questions += len(questions) - len(spans)
-        statistics.types.update(spans)
-        statistics.entities += sum(map(len, spans.values()))
-        yield _conversation(label, [questions[place] for place in random.permutation(len(questions))])
+@dataclass
+class Survey:
+    """What must be known of a whole file before the first negative is drawn.
+
+    `mentions` counts the spans of each type in the passages for training: the validation set is drawn as the
+    training set is, and leaves no trace in it. `present` has the types of passages that stand in several
+    records: what one record finds in a text is no negative of another.
+    """
+
+    mentions: Counter[str] = field(default_factory=Counter)
+    present: dict[int, set[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, labels: LabelFile, split: Split) -> "Survey":
+        """Read the file once."""
+        survey = cls()
+        for passage in labels.passages("counting types"):
+            if passage.key in labels.repeated:
+                survey.present.setdefault(passage.key, set()).update(passage.spans)
+            if not split.holds_out(passage):
+                survey.mentions.update({name: len(spans) for name, spans in passage.positives.items()})
+        return survey
 
 
-def _conversation(label: Label, questions: list[tuple[str, list[str]]]) -> Conversation:
-    values = [passage_turn(label["text"]), ACKNOWLEDGEMENT]
-    for name, spans in questions:
+def make_conversation(
+    passage: LabelledPassage, present: set[str], sampler: NegativeSampler, statistics: Statistics
+) -> Conversation | None:
+    """A conversation of the passage's types and of others that are not `present`, the questions in random order.
+
+    None if there is nothing to ask. Both are counted.
+    """
+    random = sampler.generator(passage.id)
+    positives = passage.positives
+    negatives = sampler.draw(present | passage.spans.keys(), len(positives), random)
+    questions = [*positives.items(), *((name, []) for name in negatives)]
+    statistics.add_passage(passage, has_question=bool(questions))
+    if not questions:
+        return None
+    statistics.add_conversation(passage, negatives)
+    values = [passage.first_turn, ACKNOWLEDGEMENT]
+    for place in random.permutation(len(questions)):
+        name, spans = questions[place]
         values += [question_turn(name), answer_turn(spans)]
-    turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
-    return {"id": label["id"], "conversations": turns}  # type: ignore[typeddict-item]
+    turns: list[Turn] = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
+    return {"id": passage.id, "conversations": turns}
+
+
+@dataclass
+class Maker:
+    """Makes the conversations of one side of the split, and counts them."""
+
+    labels: LabelFile
+    split: Split
+    survey: Survey
+    sampler: NegativeSampler
+    measure: Measure | None
+
+    def make(self, held_out: bool, statistics: Statistics, what: str) -> Iterator[Conversation]:
+        """A conversation for each passage on that side that has a question."""
+        for passage in self.labels.passages(what):
+            if self.split.holds_out(passage) != held_out:
+                continue
+            present = self.survey.present.get(passage.key, set())
+            conversation = make_conversation(passage, present, self.sampler, statistics)
+            if conversation is None:
+                continue
+            if self.measure is not None:
+                statistics.add_lengths(*self.measure(passage.text, conversation))
+            yield conversation
 
 
 def conversations(
     labels: Path,
     output: Path,
     negatives: Negatives = "frequency",
-    negatives_per_passage: Annotated[int, tyro.conf.arg(metavar="N")] = 5,
+    negatives_per_passage: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
+    negatives_ratio: Annotated[float | None, tyro.conf.arg(metavar="R")] = None,
+    variant: Variant | None = None,
+    validation_fraction: Annotated[float, tyro.conf.arg(metavar="F")] = 0.0,
+    report: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None,
+    tokenizer: Annotated[str | None, tyro.conf.arg(metavar="T")] = None,
     seed: int = 0,
 ) -> None:
     """Turn labelled passages into conversations, with questions about types that a passage does not have.
 
+    A type that the passage has under another case, number or spelling of spaces is never such a question.
+
     Args:
-        labels: Label records (JSON, JSON lines or Parquet): id, text, entities of text and type.
+        labels: Label records (id, text, entities of text and type) or conversations of the published form, as a
+            JSON array, JSON lines or Parquet. Published records of one passage become one conversation, and the
+            negatives among them are drawn anew.
         output: Conversations in the published form, by the suffix .jsonl or .parquet (.gz, .zst).
         negatives: How types that are not in the passage are drawn: by their frequency in the data, uniformly, or none.
-        negatives_per_passage: Questions without an answer that each passage gets.
-        seed: Seed of the draw and of the order of the questions.
+        negatives_per_passage: Questions without an answer that each passage gets; 5 unless --negatives-ratio is given.
+        negatives_ratio: Questions without an answer for each of the passage's own types, in place of a number; a
+            fraction is drawn: 0.5 gives a passage with 3 types 1 or 2.
+        variant: What the types are where the records do not say (teacher.variant): names, which are put into lower
+            case, or definitions, which keep theirs and lose the period at their end. Names unless given.
+        validation_fraction: Part of the passages, 0 to 1, that goes to OUTPUT.validation.SUFFIX instead; by the
+            text of the passage and the seed. Frequencies are counted without it.
+        report: Directory for tables and plots of the data set, and a page of them all (index.html).
+        tokenizer: Lengths in the report are in its tokens, else in words: an HF directory, a SentencePiece .model,
+            a GGUF file or a checkpoint.
+        seed: Seed of the draw, of the order of the questions and of the validation set.
     """
-    if negatives_per_passage < 0:
-        raise InputError(f"--negatives-per-passage must be at least 0, found {negatives_per_passage}")
+    _check_amounts(negatives_per_passage, negatives_ratio)
+    _check_options(seed, validation_fraction, report, tokenizer)
+    held_out = validation_path(output)
+    _check_places(labels, output, held_out, report)
+    measure = _measure(tokenizer) if report else None
+    source, split = LabelFile(labels, variant), Split(validation_fraction, seed)
+    survey = Survey.of(source, split)
+    per_passage = NEGATIVES_PER_PASSAGE if negatives_per_passage is None else negatives_per_passage
+    amount = {"per_passage": per_passage} if negatives_ratio is None else {"ratio": negatives_ratio}
+    sampler = NegativeSampler(survey.mentions, negatives, seed, **amount)
+    maker = Maker(source, split, survey, sampler, measure)
+    training, validation = Statistics(), Statistics()
+    if validation_fraction:
+        # one inside the other: a run that fails leaves both as they were.
+        with atomic_path(held_out) as temporary:
+            write_rows(temporary, maker.make(True, validation, f"writing {held_out}"))
+            write_rows(output, maker.make(False, training, f"writing {output}"))
+    else:
+        write_rows(output, maker.make(False, training, f"writing {output}"))
+    print(f"{labels}: {source.statistics}", file=sys.stderr)
+    print(f"{output}: {training}", file=sys.stderr)
+    if validation_fraction:
+        print(f"{held_out}: {validation}", file=sys.stderr)
+    elif held_out.exists():
+        print(f"{held_out}: is of an earlier run; its passages may stand in {output} too", file=sys.stderr)
+    if report:
+        _report(report, output.name, source, training, validation, tokenizer)
+
+
+def validation_path(output: Path) -> Path:
+    """Where the held-out conversations stand: `c.validation.jsonl.gz` for `c.jsonl.gz`."""
+    compressed = output.suffix in (".gz", ".zst")
+    ending = "".join(output.suffixes[-2:]) if compressed else output.suffix
+    return output.with_name(f"{output.name.removesuffix(ending)}.validation{ending}")
+
+
+def _check_amounts(per_passage: int | None, ratio: float | None) -> None:
+    if per_passage is not None and ratio is not None:
+        raise InputError("--negatives-per-passage and --negatives-ratio exclude each other: give one of them")
+    if per_passage is not None and per_passage < 0:
+        raise InputError(f"--negatives-per-passage must be at least 0, found {per_passage}")
+    if ratio is not None and not (math.isfinite(ratio) and ratio >= 0):
+        raise InputError(f"--negatives-ratio must be a number of at least 0, found {ratio}")
+
+
+def _check_options(seed: int, fraction: float, report: Path | None, tokenizer: str | None) -> None:
     if seed < 0:
         raise InputError(f"--seed must be at least 0, found {seed}")
-    rows = [check_label(row, where) for where, row in progress(read_rows(labels), f"reading {labels}", unit="passages")]
-    if not rows:
-        raise InputError(f"{labels}: has no records")
-    counts: Counter[str] = Counter()
-    for row in rows:
-        for name, spans in spans_by_type(row).items():
-            counts[name] += len(spans)
-    statistics = Statistics()
-    sampler = NegativeSampler(counts, negatives, negatives_per_passage, seed)
-    write_rows(output, make_conversations(rows, sampler, statistics))
-    print(f"{output}: {statistics}", file=sys.stderr)
+    if not 0 <= fraction < 1:
+        raise InputError(f"--validation-fraction must be at least 0 and less than 1, found {fraction}")
+    if tokenizer is not None and report is None:
+        raise InputError("--tokenizer is for the lengths in the report: give --report DIR too")
+
+
+def _check_places(labels: Path, output: Path, held_out: Path, report: Path | None) -> None:
+    for path in (output, held_out):
+        if path.resolve() == labels.resolve():
+            raise InputError(f"--output {output} would write over --labels {labels}; give another name")
+    if report is not None and report.exists() and not report.is_dir():
+        raise InputError(f"--report {report}: is a file; give a directory")
+
+
+def _measure(tokenizer: str | None) -> Measure:
+    if tokenizer is None:
+        return in_words
+    # here, since it takes seconds to import and most runs need no tokenizer.
+    from uner_jax.weights import load_model_tokenizer
+
+    return in_tokens(load_model_tokenizer(tokenizer))
+
+
+def _report(
+    directory: Path, name: str, source: LabelFile, training: Statistics, validation: Statistics, tokenizer: str | None
+) -> None:
+    # here, since only a report needs matplotlib.
+    from data_prep.report import DataSet, write_report
+
+    unit = "words" if tokenizer is None else "tokens"
+    page = write_report(directory, DataSet(name, source.statistics, training, validation, unit))
+    print(f"{page}: tables and plots", file=sys.stderr)
 
 
 def main(arguments: list[str]) -> None:
