@@ -13,11 +13,11 @@ from typing import Annotated
 
 import tyro
 
-from data_prep.label_file import LabelFile
-from data_prep.labelled_passages import LabelledPassage, Variant, digest
-from data_prep.lengths import Measure, in_tokens, in_words
-from data_prep.negatives import Negatives, NegativeSampler
-from data_prep.statistics import Statistics
+from data_prep.questions.label_file import LabelFile
+from data_prep.questions.labelled_passages import LabelledPassage, Variant, digest
+from data_prep.questions.lengths import Measure, in_tokens, in_words
+from data_prep.questions.negatives import Negatives, NegativeSampler
+from data_prep.questions.statistics import Statistics
 from uner_jax.command import run_command
 from uner_jax.records import Conversation, InputError, Turn, atomic_path, write_rows
 from uner_jax.template import ACKNOWLEDGEMENT, answer_turn, question_turn
@@ -220,7 +220,7 @@ def _report(
     directory: Path, name: str, source: LabelFile, training: Statistics, validation: Statistics, tokenizer: str | None
 ) -> None:
     # here, since only a report needs matplotlib.
-    from data_prep.report import DataSet, write_report
+    from data_prep.questions.report import DataSet, write_report
 
     unit = "words" if tokenizer is None else "tokens"
     page = write_report(directory, DataSet(name, source.statistics, training, validation, unit))

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data_prep import conversations
 from data_prep.conversations import validation_path
-from data_prep.entity_types import IRREGULAR, is_same_type, normalize_definition, type_keys
-from data_prep.negatives import NegativeSampler
+from data_prep.questions.entity_types import IRREGULAR, is_same_type, normalize_definition, type_keys
+from data_prep.questions.negatives import NegativeSampler
 from uner_jax.command import run_command
 from uner_jax.records import check_conversation, read_rows, write_json, write_rows
 

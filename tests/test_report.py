@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_prep import conversations
-from data_prep.statistics import mention_share, quantiles
+from data_prep.questions.statistics import mention_share, quantiles
 from uner_jax.command import run_command
 from uner_jax.records import read_rows, write_rows
 from uner_jax.template import encode_conversation

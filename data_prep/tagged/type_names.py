@@ -9,7 +9,7 @@ from typing import Any
 
 from uner_jax.records import InputError
 
-SHIPPED = Path(__file__).parent.parent / "type_names.toml"
+SHIPPED = Path(__file__).with_name("type_names.toml")
 # the published rule leaves this type out: what is miscellaneous has no common description.
 DROPPED = {"misc", "miscellaneous"}
 # "HumanSettlement", "OtherLOC" and "cell_line" are two words each, "DNA" is one.

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_prep.entity_types import type_keys
+from data_prep.questions.entity_types import type_keys
 
 Negatives = Literal["frequency", "uniform", "none"]
 

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from data_prep.statistics import HEAD, MIDDLE, Statistics, quantiles, ranked
+from data_prep.questions.statistics import HEAD, MIDDLE, Statistics, quantiles, ranked
 
 WIDTH, HEIGHT, DPI = 7.2, 4.0, 160
 BINS = 40

@@ -10,8 +10,8 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from data_prep import plots
-from data_prep.statistics import FileStatistics, Statistics, mention_share, quantiles, ranked
+from data_prep.questions import plots
+from data_prep.questions.statistics import FileStatistics, Statistics, mention_share, quantiles, ranked
 from uner_jax.records import atomic_path, write_json
 
 TYPES_IN_TABLES, TYPES_ON_PAGE, SOURCES_ON_PAGE = 100, 25, 40
@@ -256,4 +256,4 @@ def escape(text: str) -> str:
 
 
 def _part(name: str) -> str:
-    return files("data_prep").joinpath(name).read_text(encoding="utf-8")
+    return files("data_prep.questions").joinpath(name).read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_prep.entity_types import normalize_definition, normalize_type
+from data_prep.questions.entity_types import normalize_definition, normalize_type
 from uner_jax.records import InputError, check_conversation, check_label
 from uner_jax.template import passage_turn, question_turn
 

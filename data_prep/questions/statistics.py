@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data_prep.labelled_passages import LabelledPassage
+from data_prep.questions.labelled_passages import LabelledPassage
 
 # Shares of the types, the most frequent first, that the paper's table has a row for.
 HEAD, MIDDLE = 0.01, 0.10

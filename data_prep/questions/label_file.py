@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_prep.labelled_passages import LabelledPassage, Variant, digest, parse_record
-from data_prep.statistics import FileStatistics
+from data_prep.questions.labelled_passages import LabelledPassage, Variant, digest, parse_record
+from data_prep.questions.statistics import FileStatistics
 from uner_jax.command import progress
 from uner_jax.records import InputError, read_rows
 
