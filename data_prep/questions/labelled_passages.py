@@ -88,7 +88,15 @@ def _parse_label(row: Any, where: str, variant: Variant) -> LabelledPassage:
     passage.source = source if isinstance(source, str) and source else None
     for entity in label["entities"]:
         passage.add(NORMALIZE[variant](entity["type"]), [entity["text"]])
+    for name in _left_out_types(teacher):
+        passage.add(NORMALIZE[variant](name), [])
     return passage
+
+
+def _left_out_types(teacher: Any) -> list[str]:
+    """The types of entities that the label step left out: the passage has them, though no span says where."""
+    names = teacher.get("left_out_types") if isinstance(teacher, dict) else None
+    return [name for name in names if isinstance(name, str) and name.strip()] if isinstance(names, list) else []
 
 
 def _parse_conversation(row: Any, where: str, variant: Variant) -> LabelledPassage:

@@ -27,9 +27,9 @@ class FileStatistics:
     def add(self, passage: LabelledPassage) -> None:
         """Count one record."""
         self.records += 1
-        self.positive_questions += len(passage.spans)
+        self.positive_questions += len(passage.positives)
         self.negative_questions += len(passage.absent)
-        self.types.update(passage.spans)
+        self.types.update(passage.positives)
         self.types_asked.update(passage.spans, passage.absent)
         self.entities += sum(map(len, passage.spans.values()))
         self.not_in_passage += passage.not_in_passage

@@ -1,0 +1,261 @@
+"""The teacher asked through the Batch API, in waves: `--mode batch`, for half the price within a day.
+
+A wave's name is in the store before the server hears of it, and stands in the batch's metadata: after a
+kill at any moment the batch is found again by it, and nothing is sent twice.
+"""
+
+import asyncio
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from data_prep.teacher.client import Teacher, backoff, persist
+from data_prep.teacher.cost import Price, actual_cost, highest_cost
+from data_prep.teacher.faults import TeacherFault, status_fault
+from data_prep.teacher.job import Job, MalformedReplyError, Reply, read_reply
+from data_prep.teacher.live import Outcome
+from data_prep.teacher.store import AnswerStore
+
+# The documented limits of a batch are 50,000 requests and 200 MB (https://platform.openai.com/docs/guides/batch).
+MOST_REQUESTS = 50_000
+MOST_BYTES = 200_000_000
+# Waves that a request may be in and come back without an answer.
+MOST_WAVES = 3
+# Seconds without any change after which a batch is stuck: its window has 24 hours.
+LONGEST_BATCH = 26 * 3600.0
+ENDED = {"completed", "failed", "expired", "cancelled"}
+TOO_MUCH_QUEUED = "token_limit_exceeded"
+
+
+class BatchRun:
+    """Gets the answers to `passages` (by key) in batches.
+
+    With `wait` it polls every `poll` seconds until all are in the store. Without, it takes in what is ready,
+    sends what is not under way, and leaves: the same command later goes on.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        passages: dict[str, str],
+        teacher: Teacher,
+        store: AnswerStore,
+        price: Price,
+        max_cost: float | None,
+        retries: int,
+        wait: bool,
+        poll: float,
+    ):
+        self._job, self._passages, self._teacher, self._store, self._price = job, passages, teacher, store, price
+        self._max_cost, self._retries, self._wait, self._poll = max_cost, retries, wait, poll
+        self._tries: Counter[str] = Counter()
+        self._problems: dict[str, str] = {}
+        self._most_requests = MOST_REQUESTS
+        self._shown = ""
+        self._changed = time.monotonic()
+        self._hold = False
+        self.outcome = Outcome()
+
+    async def run(self) -> Outcome:
+        """Collect, send and wait, until nothing is left to do."""
+        try:
+            await self._adopt()
+            while True:
+                await self._collect()
+                await self._send()
+                under_way = self._store.waves()
+                if not under_way:
+                    break
+                if not self._wait:
+                    waiting = sum(len(self._store.wave_costs(wave)) for wave, _ in under_way)
+                    self.outcome.left = f"{waiting:,} requests are under way; run the same command later"
+                    break
+                await asyncio.sleep(self._poll)
+        except TeacherFault as fault:
+            self.outcome.stopped = str(fault)
+        for key in self._store.open_keys(self._passages):
+            if key in self._problems:
+                self.outcome.fail(self._problems[key])
+        return self.outcome
+
+    # ---- before a batch
+
+    async def _adopt(self) -> None:
+        """Find the batches of waves that a killed run had begun to send."""
+        for wave, batch in self._store.waves():
+            if batch is None:
+                found = await persist(self._retries, self._teacher.find_batch, wave)
+                if found is None:
+                    self._store.end_wave(wave, (), ())
+                else:
+                    self._store.name_batch(wave, found)
+
+    async def _send(self) -> None:
+        """Send what is neither answered nor under way, as far as the budget goes."""
+        while not (self._hold and self._store.waves()) and (costs := self._next_wave()):
+            wave = secrets.token_hex(16)
+            with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
+                for key in costs:
+                    file.write(self._line(key))
+                file.flush()
+                uploaded = await persist(self._retries, self._teacher.upload, Path(file.name))
+            self._store.begin_wave(wave, costs)
+            batch = await self._create(uploaded, wave)
+            self._store.name_batch(wave, batch)
+            self._tries.update(costs.keys())
+            print(f"sent {len(costs):,} requests as batch {batch}", file=sys.stderr, flush=True)
+
+    def _next_wave(self) -> dict[str, float]:
+        costs: dict[str, float] = {}
+        size, spent = 0, self._store.cost()
+        for key in self._store.open_keys(self._passages):
+            if self._tries[key] >= MOST_WAVES:
+                continue
+            highest = highest_cost(self._job, self._passages[key], self._price)
+            size += len(self._line(key))
+            spent += highest
+            if self._max_cost is not None and spent > self._max_cost:
+                if not costs and not self._store.waves():
+                    raise TeacherFault("stop", f"--max-cost {self._max_cost} USD would be passed by the next request")
+                break
+            if len(costs) == self._most_requests or size > MOST_BYTES:
+                break
+            costs[key] = highest
+        return costs
+
+    def _line(self, key: str) -> bytes:
+        body = self._job.body(self._passages[key])
+        line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        return json.dumps(line).encode() + b"\n"
+
+    async def _create(self, file: str, wave: str) -> str:
+        """Create the batch once: after a failed attempt the server may have it all the same."""
+        for attempt in range(1, self._retries + 2):
+            try:
+                return await self._teacher.create_batch(file, wave)
+            except TeacherFault as fault:
+                found = await persist(self._retries, self._teacher.find_batch, wave)
+                if found is not None:
+                    return found
+                if fault.verdict not in ("retry", "limited") or attempt > self._retries:
+                    self._store.end_wave(wave, (), ())
+                    raise TeacherFault("stop", f"the batch was not taken: {fault}") from None
+                await asyncio.sleep(backoff(fault, attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    # ---- after a batch
+
+    async def _collect(self) -> None:
+        """Take in the batches that have ended."""
+        states: Counter[str] = Counter()
+        for wave, name in self._store.waves():
+            assert name is not None, "adopted or named before"
+            batch = await persist(self._retries, self._teacher.batch, name)
+            status = str(batch.status)
+            states[status] += 1
+            if status in ENDED:
+                await self._take_in(wave, batch)
+        shown = ", ".join(f"{count} {status}" for status, count in sorted(states.items()))
+        if shown != self._shown:
+            self._shown, self._changed = shown, time.monotonic()
+            print(f"batches: {shown}", file=sys.stderr, flush=True)
+        elif time.monotonic() - self._changed > LONGEST_BATCH:
+            raise TeacherFault(
+                "stop", f"batches: {shown} for {LONGEST_BATCH / 3600:.0f} hours; ask the server's operator"
+            )
+
+    async def _take_in(self, wave: str, batch: Any) -> None:
+        highest = self._store.wave_costs(wave)
+        lines, whole = await self._results(batch)
+        replies: dict[str, Reply] = {}
+        lost = set()
+        for line in lines:
+            key = line["custom_id"]
+            if key not in highest or key in replies:
+                continue
+            try:
+                replies[key] = _reply(line, self._job.model)
+            except MalformedReplyError as error:
+                lost.add(key)
+                self._problems[key] = str(error)
+            except TeacherFault as fault:
+                self._problems[key] = str(fault)
+        if not whole or batch.status == "completed":
+            # answered perhaps, and billed, but not to be had: asked again, and its highest cost counts.
+            lost |= highest.keys() - {line["custom_id"] for line in lines}
+        paid = [(key, reply, _paid(reply, self._price, highest[key])) for key, reply in replies.items()]
+        self._store.end_wave(wave, paid, lost - replies.keys())
+        print(
+            f"batch {batch.id} {batch.status}: {len(replies):,} of {len(highest):,} requests answered",
+            file=sys.stderr,
+            flush=True,
+        )
+        self._hold = False
+        if batch.status == "failed":
+            self._failed(batch, list(highest))
+
+    def _failed(self, batch: Any, keys: list[str]) -> None:
+        """The server did not take the file: too much at once, or something that will not mend itself."""
+        errors = [(str(error.code), str(error.message)) for error in (getattr(batch.errors, "data", None) or [])]
+        said = "; ".join(f"{code}: {message}" for code, message in errors[:3]) or "without a reason"
+        self._problems.update(dict.fromkeys(keys, f"batch failed, {said}"))
+        if any(code == TOO_MUCH_QUEUED for code, _ in errors):
+            self._hold = True
+            if len(keys) > 1:
+                self._most_requests = max(1, len(keys) // 2)
+                self._tries.subtract(keys)
+
+    async def _results(self, batch: Any) -> tuple[list[dict[str, Any]], bool]:
+        """The lines of a batch's files, and whether all came; downloaded again while some are cut off or missing."""
+        files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
+        counts = batch.request_counts
+        expected = counts.completed + counts.failed if counts and batch.status == "completed" else 0
+        for _ in range(self._retries + 1):
+            texts = [await persist(self._retries, self._teacher.download, file) for file in files]
+            lines, broken = _parse_lines("\n".join(texts))
+            if not broken and len(lines) >= expected:
+                return lines, True
+            print(
+                f"batch {batch.id}: its files came incomplete, {broken} line(s) unreadable", file=sys.stderr, flush=True
+            )
+        return lines, False
+
+
+def _parse_lines(text: str) -> tuple[list[dict[str, Any]], int]:
+    """The lines that are results, and how many are not."""
+    lines, broken = [], 0
+    # not splitlines: a line separator may stand inside a JSON string.
+    for raw in filter(str.strip, text.split("\n")):
+        try:
+            line = json.loads(raw)
+        except (ValueError, RecursionError):
+            broken += 1
+            continue
+        if isinstance(line, dict) and isinstance(line.get("custom_id"), str):
+            lines.append(line)
+        else:
+            broken += 1
+    return lines, broken
+
+
+def _reply(line: dict[str, Any], model: str) -> Reply:
+    """The reply in a line of a result file; raises the fault that it tells of."""
+    response, error = line.get("response"), line.get("error")
+    if not isinstance(response, dict):
+        raise TeacherFault("retry", f"in the batch: {json.dumps(error)[:300]}")
+    status, body = response.get("status_code"), response.get("body")
+    if status == 200:
+        return read_reply(body)
+    fault = status_fault(int(status) if isinstance(status, int) else 500, body, {})
+    if fault.verdict == "refused":
+        return Reply(str(fault), "refused", model, 0, 0)
+    raise fault
+
+
+def _paid(reply: Reply, price: Price, highest: float) -> float:
+    return 0.0 if reply.finish_reason == "refused" else actual_cost(reply, price, highest)

@@ -1,0 +1,172 @@
+"""Every answer that was paid for, in SQLite: committed to disk before it counts, kept under its request's key.
+
+What was sent and not yet answered is written down too, before it is sent. After a kill these rows are the
+requests of which nobody knows whether they were billed: they are asked again, and their highest cost counts.
+"""
+
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from data_prep.teacher.job import Reply
+from uner_jax.records import InputError
+
+LAYOUT = 1
+# a wave is one batch of the Batch API; requests outside any have wave ''.
+TABLES = """
+CREATE TABLE answers (
+    key TEXT PRIMARY KEY, content TEXT NOT NULL, finish_reason TEXT NOT NULL, model TEXT NOT NULL,
+    prompt_tokens INTEGER, completion_tokens INTEGER, cost REAL NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE sent (id INTEGER PRIMARY KEY, key TEXT NOT NULL, wave TEXT NOT NULL, cost REAL NOT NULL);
+CREATE INDEX sent_by_wave ON sent (wave);
+CREATE TABLE waves (wave TEXT PRIMARY KEY, batch TEXT) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A single request that is under way."""
+
+    row: int
+    key: str
+    cost: float
+
+
+class AnswerStore:
+    """The answers of a job and what is under way; one process has it open at a time.
+
+    Raises InputError if the file is no store, is damaged, or is open in another process.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None)
+            # alone: two processes would ask, and pay, for the same passages.
+            self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._lay_out()
+            self._sum_up()
+        except sqlite3.Error as error:
+            hint = "another run has it open" if "locked" in str(error) else "move it away to begin anew, and pay again"
+            raise InputError(f"{path}: the store of answers cannot be used ({error}); {hint}") from error
+
+    def _lay_out(self) -> None:
+        self._db.execute("BEGIN EXCLUSIVE")
+        (found,) = self._db.execute("PRAGMA user_version").fetchone()
+        if found == 0:
+            for statement in filter(str.strip, TABLES.split(";")):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {LAYOUT}")
+        self._db.execute("COMMIT")
+        if found not in (0, LAYOUT):
+            raise InputError(f"{self.path}: a store of layout {found}, made by another version; this one has {LAYOUT}")
+
+    def _sum_up(self) -> None:
+        (answers,) = self._db.execute("SELECT total(cost) FROM answers").fetchone()
+        (sent,) = self._db.execute("SELECT total(cost) FROM sent").fetchone()
+        self._cost = float(answers) + float(sent)
+
+    def __enter__(self) -> "AnswerStore":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
+
+    # ---- answers
+
+    def answer(self, key: str) -> Reply | None:
+        """The answer to a request."""
+        row = self._db.execute(
+            "SELECT content, finish_reason, model, prompt_tokens, completion_tokens FROM answers WHERE key = ?", (key,)
+        ).fetchone()
+        return Reply(*row) if row else None
+
+    def open_keys(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that have no answer and are in no wave under way, in their order."""
+        known = {key for (key,) in self._db.execute("SELECT key FROM answers")}
+        known |= {key for (key,) in self._db.execute("SELECT key FROM sent WHERE wave != ''")}
+        return [key for key in keys if key not in known]
+
+    def cost(self) -> float:
+        """USD spent, with the highest cost of all that is under way or whose answer was lost."""
+        return self._cost
+
+    def lost(self) -> int:
+        """How many single requests were sent of which the outcome is not known."""
+        return int(self._db.execute("SELECT count(*) FROM sent WHERE wave = ''").fetchone()[0])
+
+    def mean_completion_tokens(self) -> float | None:
+        """The mean length of the answers so far, in tokens."""
+        return self._db.execute("SELECT avg(completion_tokens) FROM answers WHERE completion_tokens > 0").fetchone()[0]
+
+    # ---- single requests
+
+    def sending(self, key: str, cost: float) -> Ticket:
+        """Write down that a request is about to be sent, and what it can cost at most."""
+        row = self._db.execute("INSERT INTO sent (key, wave, cost) VALUES (?, '', ?)", (key, cost)).lastrowid
+        assert row is not None
+        self._cost += cost
+        return Ticket(row, key, cost)
+
+    def not_billed(self, ticket: Ticket) -> None:
+        """The request was turned down: it costs nothing."""
+        self._db.execute("DELETE FROM sent WHERE id = ?", (ticket.row,))
+        self._cost -= ticket.cost
+
+    def answered(self, ticket: Ticket, reply: Reply, cost: float) -> None:
+        """The request was answered."""
+        with _transaction(self._db):
+            self._db.execute("DELETE FROM sent WHERE id = ?", (ticket.row,))
+            self._insert(ticket.key, reply, cost)
+        self._cost += cost - ticket.cost
+
+    def _insert(self, key: str, reply: Reply, cost: float) -> None:
+        self._db.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?)", (key, *astuple(reply), cost))
+
+    # ---- batches
+
+    def begin_wave(self, wave: str, costs: dict[str, float]) -> None:
+        """Write down that the requests of these keys, with their highest costs, are about to be sent as a batch."""
+        with _transaction(self._db):
+            self._db.execute("INSERT INTO waves VALUES (?, NULL)", (wave,))
+            rows = ((key, wave, cost) for key, cost in costs.items())
+            self._db.executemany("INSERT INTO sent (key, wave, cost) VALUES (?, ?, ?)", rows)
+        self._sum_up()
+
+    def name_batch(self, wave: str, batch: str) -> None:
+        """The server took the wave as the batch of that id."""
+        self._db.execute("UPDATE waves SET batch = ? WHERE wave = ?", (batch, wave))
+
+    def waves(self) -> list[tuple[str, str | None]]:
+        """Waves under way and their batches; None where it is not known that the server took it."""
+        return self._db.execute("SELECT wave, batch FROM waves ORDER BY wave").fetchall()
+
+    def wave_costs(self, wave: str) -> dict[str, float]:
+        """The keys of a wave and the highest costs of their requests."""
+        return dict(self._db.execute("SELECT key, cost FROM sent WHERE wave = ? ORDER BY id", (wave,)))
+
+    def end_wave(self, wave: str, replies: Iterable[tuple[str, Reply, float]], lost: Iterable[str]) -> None:
+        """Take the answers of a wave in, and what was lost of it, and forget the wave: all or nothing."""
+        with _transaction(self._db):
+            for key, reply, cost in replies:
+                self._insert(key, reply, cost)
+            self._db.executemany("UPDATE sent SET wave = '' WHERE wave = ? AND key = ?", ((wave, key) for key in lost))
+            self._db.execute("DELETE FROM sent WHERE wave = ?", (wave,))
+            self._db.execute("DELETE FROM waves WHERE wave = ?", (wave,))
+        self._sum_up()
+
+
+class _transaction:  # noqa: N801  used as a statement
+    def __init__(self, db: sqlite3.Connection):
+        self._db = db
+
+    def __enter__(self) -> None:
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
