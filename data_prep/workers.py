@@ -1,6 +1,8 @@
 """A function over many items, in several processes, in the order of the items and in bounded memory."""
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -35,7 +37,7 @@ def ordered_map(
         return
     # not fork: tokenizers and jax have threads, which a forked process does not have.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=start, initargs=arguments)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(start, *arguments))
     try:
         waiting: deque[Future[R]] = deque()
         for item in items:
@@ -46,3 +48,16 @@ def ordered_map(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start(start: Callable[..., None], *arguments: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    start(*arguments)
+
+
+def _end_with_parent() -> None:
+    """End this process with the one that started it: if that is killed, nobody else tells the workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
