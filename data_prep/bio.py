@@ -20,8 +20,8 @@ from data_prep.tagged.columns import Token, read_tagged
 from data_prep.tagged.schemes import Scheme, Span, decode
 from data_prep.tagged.type_names import TypeNames, is_dropped, read_type_names
 from uner_jax.command import progress, run_command
-from uner_jax.records import Conversation, Entity, InputError, check_conversation, write_rows
-from uner_jax.template import ACKNOWLEDGEMENT, answer_turn, passage_turn, question_turn
+from uner_jax.records import Conversation, Entity, InputError, write_rows
+from uner_jax.template import conversation_of, passage_turn
 
 Template = Literal["dataset", "zero-shot"]
 Questions = Literal["together", "apart"]
@@ -125,14 +125,8 @@ class Interviewer:
             groups = [(number * len(spans) + place, [question]) for place, question in enumerate(spans.items())]
         for identity, group in groups:
             statistics.conversations += 1
-            yield self._conversation(f"{self._dataset}_{identity}", sentence.text, group)
-
-    def _conversation(self, identity: str, text: str, questions: list[tuple[str, list[str]]]) -> Conversation:
-        values = [passage_turn(text, self._template_name), ACKNOWLEDGEMENT]
-        for name, spans in questions:
-            values += [question_turn(name), answer_turn(spans)]
-        turns = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
-        return check_conversation({"id": identity, "conversations": turns}, identity)
+            first_turn = passage_turn(sentence.text, self._template_name)
+            yield conversation_of(f"{self._dataset}_{identity}", first_turn, group)
 
 
 def bio(

@@ -19,8 +19,8 @@ from data_prep.questions.lengths import Measure, in_tokens, in_words
 from data_prep.questions.negatives import Negatives, NegativeSampler
 from data_prep.questions.statistics import Statistics
 from uner_jax.command import run_command
-from uner_jax.records import Conversation, InputError, Turn, atomic_path, write_rows
-from uner_jax.template import ACKNOWLEDGEMENT, answer_turn, question_turn
+from uner_jax.records import Conversation, InputError, atomic_path, write_rows
+from uner_jax.template import conversation_of
 
 NEGATIVES_PER_PASSAGE = 5
 
@@ -79,12 +79,8 @@ def make_conversation(
     if not questions:
         return None
     statistics.add_conversation(passage, negatives)
-    values = [passage.first_turn, ACKNOWLEDGEMENT]
-    for place in random.permutation(len(questions)):
-        name, spans = questions[place]
-        values += [question_turn(name), answer_turn(spans)]
-    turns: list[Turn] = [{"from": ("human", "gpt")[place % 2], "value": value} for place, value in enumerate(values)]
-    return {"id": passage.id, "conversations": turns}
+    shuffled = [questions[place] for place in random.permutation(len(questions))]
+    return conversation_of(passage.id, passage.first_turn, shuffled)
 
 
 @dataclass

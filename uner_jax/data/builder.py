@@ -6,52 +6,38 @@
 import contextlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
+from etils import epath
 
-from uner_jax.data.tfrecord import TFRecordSource, write_records
+from uner_jax.data.example import Example, parse_example, to_record
+from uner_jax.data.shards import Shard, write_shards
+from uner_jax.data.storage import as_path, local_directory
+from uner_jax.data.tfrecord import TFRecordSource
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 
-VERSION = "1.0.0"
+FIRST_VERSION = "1.0.0"
+VERSION = re.compile(r"(\d+)\.(\d+)\.(\d+)")
 SPLIT = "train"
 TOKENIZER_DIRECTORY = "tokenizer"
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 
-
-class Example(NamedTuple):
-    """A tokenized conversation: int32 ids, and 1 where a token is in the loss."""
-
-    id: str
-    tokens: Sequence[int] | np.ndarray
-    loss_mask: Sequence[int] | np.ndarray
+# Writes the files that begin with this path (see `shard_path`), and says what is in them.
+WriteShards = Callable[[Path], Sequence[Shard]]
 
 
-class _Writer(tfds.core.writer.ExampleWriter):
-    """Writes shards without TensorFlow, which TFDS would need for this alone."""
+class _Conversations(tfds.core.dataset_builder.FileReaderBuilder):
+    """Tokenized conversations; the name and version of the data set are given by `assemble`."""
 
-    def write(self, path: Any, examples: Any) -> None:
-        write_records(Path(path), (_canonical(record) for _, record in examples))
-
-
-def _canonical(record: bytes) -> bytes:
-    """The same example in the same bytes: protobuf maps have no order of their own."""
-    return tf_example_pb2.Example.FromString(record).SerializeToString(deterministic=True)
-
-
-class _Conversations(tfds.core.GeneratorBasedBuilder):
-    """Tokenized conversations; the name of the data set is given by `build`."""
-
-    VERSION = tfds.core.Version(VERSION)
     pkg_dir_path = None
 
-    def __init__(self, examples: Iterable[Example], tokenizer: Tokenizer, metadata: dict[str, Any], **kwargs: Any):
-        self._examples = examples
+    def __init__(self, write: WriteShards, tokenizer: Tokenizer, metadata: dict[str, Any], **kwargs: Any):
+        self._write = write
         self._tokenizer = tokenizer
         self._metadata = metadata
         super().__init__(**kwargs)
@@ -64,60 +50,85 @@ class _Conversations(tfds.core.GeneratorBasedBuilder):
             metadata=tfds.core.MetadataDict(self._metadata),
         )
 
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
         # at this point the directory is the temporary one: the tokenizer appears together with the records.
-        self._tokenizer.save(Path(self.data_dir) / TOKENIZER_DIRECTORY)
-        return {SPLIT: self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        # the key is the place in the input, so that an id that stands twice loses nothing.
-        number = -1
-        for number, example in enumerate(self._examples):
-            yield (
-                number,
-                {
-                    "id": example.id,
-                    "tokens": np.array(example.tokens, np.int32),
-                    "loss_mask": np.array(example.loss_mask, np.int32),
-                },
-            )
-        if number < 0:
-            raise InputError(f"data set {self.name}: there are no conversations to build it from")
-
-    def _example_writer(self) -> _Writer:
-        return _Writer(self.info.file_format)
-
-
-def dataset_directory(data_dir: Path, name: str) -> Path:
-    """Where the data set of that name lies."""
-    return data_dir / name / VERSION
+        directory = as_path(self.data_dir)
+        with local_directory(directory / TOKENIZER_DIRECTORY) as local:
+            self._tokenizer.save(local)
+        shards = self._write(directory / f"{self.name}-{SPLIT}.tfrecord")
+        split = tfds.core.SplitInfo(
+            name=SPLIT,
+            shard_lengths=[shard.conversations for shard in shards],
+            num_bytes=sum(shard.size for shard in shards),
+            filename_template=self._get_filename_template(SPLIT),
+        )
+        self.info.set_splits(tfds.core.splits.SplitDict([split]))
 
 
 def build(
-    examples: Iterable[Example], tokenizer: Tokenizer, data_dir: Path, name: str, metadata: dict[str, Any]
+    examples: Iterable[Example],
+    tokenizer: Tokenizer,
+    data_dir: Path,
+    name: str,
+    metadata: dict[str, Any],
+    version: str = FIRST_VERSION,
 ) -> Path:
-    """Build the data set and return its directory; it appears there when it is whole.
+    """Build the data set from examples and return its directory; it appears there when it is whole.
 
-    The same examples give the same bytes. Raises InputError if there are none, if TFDS does not take the
-    name, and if a data set of that name is there already.
+    The same examples, in any order, give the same bytes. Raises InputError if there are none, if TFDS does
+    not take the name, and if a data set of that name and version is there already.
     """
-    directory = dataset_directory(data_dir, name)
+
+    def write(prefix: Path) -> list[Shard]:
+        shards = write_shards(prefix, map(to_record, examples), tokenizer.eos_id)
+        if not any(shard.conversations for shard in shards):
+            raise InputError(f"data set {name}: there are no conversations to build it from")
+        return shards
+
+    return assemble(write, tokenizer, data_dir, name, metadata, version)
+
+
+def assemble(
+    write: WriteShards, tokenizer: Tokenizer, data_dir: Path, name: str, metadata: dict[str, Any], version: str
+) -> Path:
+    """Let `write` make the record files, and put the tokenizer and TFDS's description beside them, or nothing.
+
+    Returns the data set's directory. Raises InputError as `build` does for name and version.
+    """
     if not NAME.fullmatch(name):
         raise InputError(f"data set name {name!r}: expected small letters, digits and underscores, a letter first")
+    directory = data_dir / name / version
     if directory.exists():
         raise InputError(f"{directory}: exists already; give another name or remove it")
+    for left in directory.parent.glob(f"incomplete.*_{version}"):
+        epath.Path(left).rmtree()  # TFDS's directory of a build that was killed
     with tfds.core.registered.skip_registration():
-        builder_class = type("Conversations", (_Conversations,), {"name": name, "__module__": __name__})
-        builder = builder_class(
-            examples=examples, tokenizer=tokenizer, metadata=metadata, data_dir=str(data_dir), file_format="tfrecord"
+        attributes = {"name": name, "VERSION": tfds.core.Version(version), "__module__": __name__}
+        builder = type("Conversations", (_Conversations,), attributes)(
+            write=write, tokenizer=tokenizer, metadata=metadata, data_dir=str(data_dir), file_format="tfrecord"
         )
     with contextlib.redirect_stdout(io.StringIO()):  # TFDS talks of downloads
         builder.download_and_prepare()
     return directory
 
 
+def versions(data_dir: Path, name: str) -> list[str]:
+    """The versions of a data set that are there, oldest first."""
+    paths = (data_dir / name).glob("*/dataset_info.json")
+    found = [path.parent.name for path in paths if VERSION.fullmatch(path.parent.name)]
+    return sorted(found, key=lambda version: [int(part) for part in version.split(".")])
+
+
+def dataset_directory(data_dir: Path, name: str) -> Path:
+    """Where the data set lies: of `NAME:VERSION` that version, of `NAME` the newest, as TFDS has it."""
+    name, _, version = name.partition(":")
+    if not version:
+        version = next(reversed(versions(data_dir, name)), FIRST_VERSION)
+    return data_dir / name / version
+
+
 def built_metadata(data_dir: Path, name: str) -> dict[str, Any] | None:
-    """The metadata that a data set was built with; None if there is none of that name."""
+    """The metadata that a data set was built with; None if there is none of that name and version."""
     directory = dataset_directory(data_dir, name)
     if not (directory / "dataset_info.json").is_file():
         return None
@@ -133,7 +144,9 @@ def open_examples(data_dir: Path, name: str) -> TFRecordSource:
     """The examples of a data set. Raises InputError if a TFRecord file is missing, damaged or cut off."""
     directory = dataset_directory(data_dir, name)
     if not (directory / "dataset_info.json").is_file():
-        raise InputError(f"{directory}: no data set here; build it with python -m data_prep.tfrecords")
+        there = ", ".join(versions(data_dir, name.partition(":")[0]))
+        offer = f"there is {there}" if there else "build it with python -m data_prep.tfrecords"
+        raise InputError(f"{directory}: no data set here; {offer}")
     info = tfds.builder_from_directory(str(directory)).info
     split = info.splits.get(SPLIT)
     paths = [Path(path) for path in split.filepaths] if split else []
@@ -146,13 +159,3 @@ def open_examples(data_dir: Path, name: str) -> TFRecordSource:
         if found != expected:
             raise InputError(f"{path}: {found} records, but {expected} were written; build the data set again")
     return source
-
-
-def parse_example(record: bytes) -> Example:
-    """An example from a record's bytes."""
-    features = tf_example_pb2.Example.FromString(record).features.feature
-    return Example(
-        features["id"].bytes_list.value[0].decode("utf-8"),
-        np.array(features["tokens"].int64_list.value, np.int32),
-        np.array(features["loss_mask"].int64_list.value, np.int32),
-    )

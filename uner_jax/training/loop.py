@@ -16,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from uner_jax.data.batches import Batch, PackedRows, batches
-from uner_jax.data.builder import dataset_tokenizer
+from uner_jax.data.builder import dataset_tokenizer, versions
 from uner_jax.mesh import make_mesh, sharding_of
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, tree_shardings
@@ -89,9 +89,18 @@ def _matching_tokenizer(config: TrainConfig) -> Tokenizer:
         if models.fingerprint != tokenizer.fingerprint:
             raise InputError(
                 f"the data set {config.data.name} in {config.data.dir} has another tokenizer than "
-                f"{config.model.source}; build it with --tokenizer {config.model.source}"
+                f"{config.model.source}; {_matching_version(config, models)}"
             )
     return tokenizer
+
+
+def _matching_version(config: TrainConfig, tokenizer: Tokenizer) -> str:
+    """What to do to get a data set of this tokenizer."""
+    directory, name = Path(config.data.dir), config.data.name.partition(":")[0]
+    for version in reversed(versions(directory, name)):
+        if dataset_tokenizer(directory, f"{name}:{version}").fingerprint == tokenizer.fingerprint:
+            return f"set data.name to {name}:{version}, which has it"
+    return f"build it with --tokenizer {config.model.source}"
 
 
 def _check_recipe(config: TrainConfig, run_dir: Path) -> None:
