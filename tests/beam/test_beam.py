@@ -19,8 +19,12 @@ from uner_jax.command import run_command
 from uner_jax.data.builder import dataset_directory
 from uner_jax.records import read_rows, write_rows
 
-# protobuf 6, which Beam asks for, says so to TFDS when that reads a description of features.
-pytestmark = pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning")
+# Of the older versions that Beam asks for: protobuf says the first to TFDS when that reads a description of features,
+# sentencepiece's extension the second when it is loaded, and crashes at the end if it may not.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:builtin type \w+ has no __module__ attribute:DeprecationWarning"),
+]
 
 ONE_PROCESS = ()
 TWO_PROCESSES = ("direct_running_mode=multi_processing", "direct_num_workers=2")
