@@ -29,9 +29,10 @@ from data_prep.teacher.cost import (
     load_price,
 )
 from data_prep.teacher.filters import keep_entities
-from data_prep.teacher.job import Job, Reply
-from data_prep.teacher.live import LiveRun, Outcome
+from data_prep.teacher.job import ANSWER_LIMITS, Job, Reply
+from data_prep.teacher.live import LiveRun
 from data_prep.teacher.prompts import load_prompt
+from data_prep.teacher.run import Asking, Outcome
 from data_prep.teacher.store import AnswerStore
 from uner_jax.command import progress, run_command
 from uner_jax.records import InputError, Label, Passage, check_passage, read_rows, write_rows
@@ -182,30 +183,35 @@ def label(
     if dry_run:
         _print_plan(job, found, store_path, price)
         return
-    teacher = Teacher(base_url, timeout)
+    texts = {job.key(passage["text"]): passage["text"] for passage in found.rows}
     with AnswerStore(store_path) as store:
-        if store.lost():
-            print(
-                f"{store_path}: {store.lost():,} requests were under way when an earlier run ended; those without an "
-                "answer are asked again, and all count with their highest cost",
-                file=sys.stderr,
-            )
-        todo = _unanswered(job, found, store)
+        _say_lost(store)
 
         async def ask() -> Outcome:
-            async with teacher:
+            async with Teacher(base_url, timeout) as teacher:
                 if mode == "batch":
-                    run = BatchRun(job, todo, teacher, store, price, max_cost, retries, wait, poll)
-                    return await run.run()
-                return await LiveRun(job, todo, teacher, store, price, max_cost, concurrency, retries).run()
+                    asking = Asking(job, texts, teacher, store, price, max_cost, retries)
+                    return await BatchRun(asking, wait, poll).run()
+                todo = {key: texts[key] for key in store.open_keys(texts)}
+                return await LiveRun(Asking(job, todo, teacher, store, price, max_cost, retries), concurrency).run()
 
-        outcome = asyncio.run(ask()) if todo or mode == "batch" else Outcome()
+        is_open = any(store.answer(key) is None for key in texts)
+        outcome = asyncio.run(ask()) if is_open else Outcome()
         if outcome.left:
             print(f"{store_path}: {outcome.left}", file=sys.stderr)
             return
         counts = _write(output, Labels(found, job, store))
         _report(output, found, counts, store.cost())
         _check_complete(output, outcome, counts)
+
+
+def _say_lost(store: AnswerStore) -> None:
+    if count := store.lost():
+        print(
+            f"{store.path}: the answers of {count:,} requests never came (a run was killed, or a reply was lost); they "
+            "count with their highest cost",
+            file=sys.stderr,
+        )
 
 
 def _check_limits(concurrency: int, retries: int, timeout: float, poll: float, max_cost: float | None) -> None:
@@ -230,23 +236,20 @@ def _parameters(text: str) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise InputError(f'--parameters {text!r}: expected a JSON object such as {{"temperature": 0}}')
     own = sorted(parameters.keys() & {"model", "messages", "response_format", "stream", "n"})
+    limits = {name: parameters[name] for name in ANSWER_LIMITS if name in parameters}
+    for name, value in limits.items():
+        if not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            raise InputError(f"--parameters: {name} must be a whole number of at least 1, found {json.dumps(value)}")
     if own:
         raise InputError(f"--parameters must not set {', '.join(own)}: it is set by the command")
     return parameters
 
 
-def _unanswered(job: Job, found: Passages, store: AnswerStore) -> dict[str, str]:
-    """The texts that have no answer yet, each once, by the key of their request."""
-    texts = {job.key(passage["text"]): passage["text"] for passage in found.rows}
-    return {key: texts[key] for key in store.open_keys(texts)}
-
-
 def _print_plan(job: Job, found: Passages, store_path: Path, price: Price) -> None:
+    todo, answer_tokens = {job.key(passage["text"]): passage["text"] for passage in found.rows}, None
     if store_path.exists():
         with AnswerStore(store_path) as store:
-            todo, answer_tokens = _unanswered(job, found, store), store.mean_completion_tokens()
-    else:
-        todo, answer_tokens = {job.key(passage["text"]): passage["text"] for passage in found.rows}, None
+            todo, answer_tokens = {key: todo[key] for key in store.open_keys(todo)}, store.mean_completion_tokens()
     prompt_tokens = sum(estimated_tokens(job, text) for text in todo.values())
     answers = round(len(todo) * (answer_tokens or USUAL_ANSWER_TOKENS))
     highest = sum(highest_cost(job, text, price) for text in todo.values())
@@ -269,7 +272,7 @@ def _report(output: Path, found: Passages, counts: Counts, cost: float) -> None:
         f"{len(counts.types):,} types; {counts.cut:,} answers were cut off and keep their whole pairs; "
         f"{cost:,.4f} USD for all in the store"
     ]
-    for what, reasons in (("answers rejected", counts.rejected), ("entities left out", counts.left_out)):
+    for what, reasons in (("rejected", counts.rejected), ("entities left out", counts.left_out)):
         listed = ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
         lines.append(f"{what}: {sum(reasons.values()):,}{f' ({listed})' if listed else ''}")
     print("\n".join(lines), file=sys.stderr)

@@ -370,6 +370,7 @@ class Ledger:
     def arrive(self, call: Call) -> None:
         with self._store.together():
             self._here[call] = None
+            self._store.count("calls")
             if call.on == CHAT:
                 self._store.count("requests")
                 self.max_in_flight = max(self.max_in_flight, self.place(call))
@@ -938,6 +939,11 @@ class FakeTeacher:
     def answered(self) -> Counter[str]:
         """Whole answers by user message: what is billed."""
         return Counter(self._store.table("answered"))
+
+    @property
+    def calls(self) -> int:
+        """Requests of any kind received."""
+        return self._store.get("calls", default=0)
 
     @property
     def requests(self) -> int:

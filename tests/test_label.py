@@ -1,6 +1,7 @@
 """Labelling through a real server that misbehaves: nothing is lost, nothing is paid twice, nothing goes over budget."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -137,7 +138,7 @@ PASSING = [
 @pytest.mark.parametrize("fault", PASSING, ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.retry_after}")
 def test_what_passes_is_tried_again(few, tmp_path, fault):
     with FakeTeacher(answers_of(few), [fault]) as server:
-        assert run(tmp_path, server) in (0,)
+        assert run(tmp_path, server) == 0
         assert set(server.answered.values()) == {1} and len(server.answered) == 60
     rows = labels(tmp_path)
     assert [row["id"] for row in rows] == [passage["id"] for passage, _ in few]
@@ -167,20 +168,25 @@ def test_no_more_requests_at_a_time_than_allowed(few, tmp_path):
         assert server.max_in_flight == 5
 
 
-def test_the_pace_falls_to_what_the_server_takes(few, tmp_path):
+def test_the_pace_falls_to_what_the_server_takes(few, tmp_path, monkeypatch):
     # eight at once are more than it takes: refused ones come back, and all are answered.
-    with FakeTeacher(answers_of(few), delay=0.01, concurrent=2) as server:
-        assert run(tmp_path, server, "--concurrency", 8, "--retries", 20) == 0
-        assert server.answered.total() == 60
+    def refusals(output):
+        with FakeTeacher(answers_of(few), delay=0.01, concurrent=2) as server:
+            assert run(tmp_path, server, "--concurrency", 8, "--retries", 30, output=output) == 0
+            assert server.answered.total() == 60
+            return server.requests - 60
+
+    adapted = refusals("labels.jsonl")
     assert_all_labelled(tmp_path, few)
+    monkeypatch.setattr("data_prep.teacher.pace.Pace.slow_down", lambda pace, started: None)
+    assert adapted < refusals("others.jsonl")
 
 
 def test_rate_limit_headers_are_heeded(few, tmp_path):
-    # ten a second, and the headers say when none is left: hardly a request is refused.
+    # ten in a while, and the headers say when none is left: none is sent to be refused.
     with FakeTeacher(answers_of(few), requests=10, window=0.3) as server:
-        assert run(tmp_path, server, "--concurrency", 2) == 0
-        assert server.answered.total() == 60
-        assert server.requests <= 60 + 20
+        assert run(tmp_path, server, "--concurrency", 1) == 0
+        assert server.answered.total() == server.requests == 60
 
 
 @pytest.mark.parametrize(
@@ -215,6 +221,38 @@ def test_the_key_is_in_no_message_and_no_file(few, tmp_path, capsys):
     assert KEY not in out + err and "***" in err
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert files and all(KEY.encode() not in path.read_bytes() for path in files)
+
+
+def test_a_key_at_the_place_where_a_message_is_cut_is_masked_whole(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "k" * 400)
+    with FakeTeacher(answers_of(few), [Fault("bad_key")]) as server:
+        assert run(tmp_path, server) == 1
+    assert "kkk" not in capsys.readouterr().err
+
+
+def test_a_key_in_an_answer_reaches_no_file(few, tmp_path):
+    with FakeTeacher(lambda message: f'[("{KEY}", "person")]') as server:
+        for mode in MODES:
+            assert run(tmp_path, server, "--mode", mode, "--poll", 0.01, output=f"{mode}.jsonl") == 0
+    assert all(KEY.encode() not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("key", ["sk-abc\ndef", "sk-é", "sk-\x00"])
+def test_a_key_that_is_none_is_refused_unseen(few, tmp_path, capsys, monkeypatch, key):
+    monkeypatch.setattr("os.environ", os.environ | {"OPENAI_API_KEY": key})
+    with FakeTeacher(answers_of(few)) as server:
+        assert run(tmp_path, server) == 1 and server.calls == 0
+    err = capsys.readouterr().err
+    assert "OPENAI_API_KEY holds a character that no key has" in err and "abc" not in err
+
+
+def test_a_finished_store_needs_no_server_and_no_key(few, tmp_path, monkeypatch):
+    with FakeTeacher(answers_of(few)) as server:
+        assert run(tmp_path, server) == 0
+    (tmp_path / "labels.jsonl").unlink()
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert run(tmp_path, None) == 0
+    assert_all_labelled(tmp_path, few)
 
 
 def test_without_a_key_or_a_server_nothing_begins(few, tmp_path, capsys, monkeypatch):
@@ -371,19 +409,20 @@ def popen(tmp_path, server, *more):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_killed_at_any_moment_it_goes_on(recorded, tmp_path, mode):
-    chosen = recorded[:400]
+    chosen = recorded[:600]
     write_rows(tmp_path / "passages.jsonl", [passage for passage, _ in chosen])
     moments = random.Random(5)
-    more = "--mode", mode, "--poll", 0.05, "--concurrency", 4
+    more = "--mode", mode, "--poll", 0.2, "--concurrency", 4
     before: Counter[str] = Counter()
     with FakeTeacher(answers_of(chosen), delay=0.01) as server:
         for _ in range(3):
             process = popen(tmp_path, server, *more)
             # from when it first talks to the server, which is where it can lose something.
-            begun, deadline = server.requests, time.monotonic() + 60
-            while server.requests == begun and process.poll() is None and time.monotonic() < deadline:
+            begun, deadline = server.calls, time.monotonic() + 60
+            while server.calls == begun and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.005)
-            time.sleep(moments.uniform(0, 0.6))
+            time.sleep(moments.uniform(0, 0.6 if mode == "async" else 0.15))
+            assert process.poll() is None, "it was over before it could be killed"
             process.send_signal(signal.SIGKILL)
             process.communicate()
             # asked again is at most what was on its way at the last kill: answered, but not yet heard.
@@ -393,8 +432,8 @@ def test_killed_at_any_moment_it_goes_on(recorded, tmp_path, mode):
         process = popen(tmp_path, server, *more)
         assert process.communicate()[1].count("Traceback") == 0 and process.returncode == 0
         # only what was under way at a kill can have been paid for twice: in a batch not even that.
-        twice = server.answered.total() - 400
-        assert len(server.answered) == 400 and 0 <= twice <= (0 if mode == "batch" else 3 * 4)
+        twice = server.answered.total() - 600
+        assert len(server.answered) == 600 and 0 <= twice <= (0 if mode == "batch" else 3 * 4)
     assert [row["id"] for row in labels(tmp_path)] == [passage["id"] for passage, _ in chosen]
 
 
@@ -461,6 +500,16 @@ def test_the_cost_never_passes_its_limit(few, tmp_path, capsys, mode):
         assert set(server.answered.values()) == {1} and len(server.answered) == 60
 
 
+def test_a_stop_is_heard_by_those_who_wait_for_the_budget(few, tmp_path):
+    table = tmp_path / "prices.json"
+    table.write_text(json.dumps({"date": "x", "batch_factor": 0.5, "models": {MODEL: {"input": 0, "output": 1e6}}}))
+    more = ["--prices", table, "--parameters", '{"max_tokens": 30}', "--max-cost", 65, "--concurrency", 8]
+    with FakeTeacher(answers_of(few), [Fault("bad_key", times=1)], delay=0.05) as server:
+        assert run(tmp_path, server, *more) == 1
+        # two fit into the budget at a time: the one that stopped the run and the one beside it.
+        assert server.requests == 2
+
+
 def test_an_answer_that_was_lost_counts_with_its_highest_cost(few, tmp_path):
     table = tmp_path / "prices.json"
     table.write_text(json.dumps({"date": "x", "batch_factor": 0.5, "models": {MODEL: {"input": 0, "output": 1e6}}}))
@@ -480,6 +529,8 @@ def test_an_answer_that_was_lost_counts_with_its_highest_cost(few, tmp_path):
         (["--parameters", "[]"], "expected a JSON object"),
         (["--parameters", '{"model": "x"}'], "must not set model"),
         (["--parameters", "{}", "--max-cost", "1"], "--max-cost needs a limit"),
+        (["--parameters", '{"max_tokens": null}'], "max_tokens must be a whole number of at least 1, found null"),
+        (["--parameters", '{"max_tokens": -1}'], "max_tokens must be a whole number of at least 1, found -1"),
         (["--concurrency", "0"], "--concurrency must be at least 1"),
         (["--timeout", "0"], "--timeout must be more than 0"),
         (["--max-cost", "nan"], "--max-cost must be at least 0"),
@@ -563,6 +614,79 @@ def test_a_batch_that_is_never_taken_ends_with_the_servers_reason(few, tmp_path,
         assert run(tmp_path, server, *BATCH) == 1
     err = capsys.readouterr().err
     assert "given up: 60 x batch failed" in err and "Traceback" not in err
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL at a place in the code: nothing after it runs."""
+
+
+@pytest.mark.parametrize(
+    "place", ["upload", "begin_wave", "create_batch", "name_batch", "batch", "download", "end_wave"]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_step_of_a_batch_nothing_is_paid_twice(few, tmp_path, monkeypatch, place, when):
+    owner = label.AnswerStore if place in ("begin_wave", "name_batch", "end_wave") else label.Teacher
+    original = getattr(owner, place)
+    kill = True
+
+    def killed(self, *given):
+        nonlocal kill
+        if kill and when == "before":
+            kill = False
+            raise Killed
+        result = original(self, *given)
+        if kill and owner is label.AnswerStore:
+            kill = False
+            raise Killed
+        return result
+
+    async def killed_later(self, *given):
+        nonlocal kill
+        if kill and when == "before":
+            kill = False
+            raise Killed
+        result = await original(self, *given)
+        if kill:
+            kill = False
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, place, killed if owner is label.AnswerStore else killed_later)
+    with FakeTeacher(answers_of(few)) as server:
+        with pytest.raises(Killed):
+            label.main(arguments(tmp_path, server, *BATCH))
+        assert not kill
+        assert run(tmp_path, server, *BATCH) == 0
+        assert set(server.answered.values()) == {1} and len(server.answered) == 60
+    assert_all_labelled(tmp_path, few)
+
+
+def test_left_and_expired_the_rest_is_sent_again_in_the_run_that_finds_it(few, tmp_path):
+    with FakeTeacher(answers_of(few), [Fault("batch_expired", times=1)]) as server:
+        assert run(tmp_path, server, *BATCH, "--no-wait") == 0
+        assert run(tmp_path, server, *BATCH) == 0
+        assert set(server.answered.values()) == {1} and len(server.answered) == 60
+    assert_all_labelled(tmp_path, few)
+
+
+def test_a_batch_is_priced_as_it_was_sent(few, tmp_path, capsys):
+    with FakeTeacher(answers_of(few)) as server:
+        assert run(tmp_path, server, *BATCH, "--no-wait") == 0
+        assert run(tmp_path, server, *BATCH, "--no-cost") == 0
+    assert "0.0000 USD" not in capsys.readouterr().err
+
+
+def test_a_batch_of_another_server_stops_the_run_and_one_that_is_gone_does_not(few, tmp_path, capsys):
+    with FakeTeacher(answers_of(few)) as first:
+        assert run(tmp_path, first, *BATCH, "--no-wait") == 0
+        port = first.port
+    with FakeTeacher(answers_of(few)) as other:
+        assert run(tmp_path, other, *BATCH) == 1 and other.answered.total() == 0
+    assert "run with that --base-url to collect it" in capsys.readouterr().err
+    with FakeTeacher(answers_of(few), port=port) as forgetful:
+        assert run(tmp_path, forgetful, *BATCH) == 0
+        assert len(forgetful.answered) == 60
+    assert "its requests count with their highest cost" in capsys.readouterr().err
 
 
 def test_no_credit_for_a_batch(few, tmp_path, capsys):

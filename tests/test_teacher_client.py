@@ -15,7 +15,7 @@ from data_prep.teacher.faults import TeacherFault, exhausted_for, retry_after, s
 from data_prep.teacher.job import Job, MalformedReplyError, Reply, read_reply
 from data_prep.teacher.pace import Pace
 from data_prep.teacher.prompts import load_prompt
-from data_prep.teacher.store import AnswerStore
+from data_prep.teacher.store import AnswerStore, Wave
 from uner_jax.records import InputError, read_rows
 from uner_jax.tokenizer import load_tokenizer
 
@@ -67,6 +67,7 @@ def test_any_error_body_is_a_fault(status, body):
         ({"retry-after": "-1"}, None),
         ({"retry-after": "nan"}, None),
         ({"retry-after": "inf"}, None),
+        ({"retry-after": "Wed, 21 Oct 99999 07:28:00 GMT"}, None),
         ({"retry-after-ms": "x", "retry-after": "2"}, 2.0),
     ],
 )
@@ -188,6 +189,10 @@ def test_the_highest_cost_is_never_below_what_a_tokenizer_makes_of_it(shared_dat
 def test_prices_of_snapshots_of_batches_and_without_usage():
     price = load_price("gpt-4o-mini")
     assert load_price("gpt-4o-mini-2024-07-18") == price
+    # a snapshot may cost more than its family does today: one that is not listed has no price.
+    assert load_price("gpt-4o-2024-05-13").input > load_price("gpt-4o").input
+    with pytest.raises(InputError, match="has no price of 'gpt-4o-mini-2019-01-01'"):
+        load_price("gpt-4o-mini-2019-01-01")
     assert load_price("gpt-4o-mini", batch=True).input == price.input / 2
     assert actual_cost(Reply("x", "stop", "m", 1_000_000, 0), price, 9.0) == pytest.approx(0.15)
     assert actual_cost(Reply("x", "stop", "m"), price, 9.0) == 9.0
@@ -228,13 +233,14 @@ def test_what_the_store_holds_survives_and_is_summed(tmp_path):
         assert store.cost() == 3.5
         store.not_billed(second)
         store.sending("c", 4.0)
-        store.begin_wave("w", {"d": 1.0, "e": 1.0})
+        store.begin_wave(Wave("w", None, "here", 1.0, 2.0), {"d": 1.0, "e": 1.0})
     with AnswerStore(tmp_path / "s") as store:
         assert (store.cost(), store.lost()) == (6.5, 1)
         assert store.answer("a") == Reply("[]", "stop", "m", 1, 2) and store.answer("b") is None
         assert store.open_keys("abcdef") == ["b", "c", "f"], "what is in a wave is not asked again"
-        assert store.waves() == [("w", None)]
+        assert store.waves() == [Wave("w", None, "here", 1.0, 2.0)]
         store.name_batch("w", "batch-1")
+        assert store.waves() == [Wave("w", "batch-1", "here", 1.0, 2.0)]
         store.end_wave("w", [("d", Reply("x", "stop", "m"), 0.25)], ["e"])
         assert (store.cost(), store.lost(), store.waves()) == (5.75, 2, [])
         assert store.open_keys("abcdef") == ["b", "c", "e", "f"]

@@ -119,15 +119,15 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
 def _bare_suffix(path: Path) -> str:
     """The suffix of the content: `.jsonl` of `a.jsonl.zst`."""
-    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".zst")]
-    return suffixes[-1].lower() if suffixes else ""
+    suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in (".gz", ".zst")]
+    return suffixes[-1] if suffixes else ""
 
 
 def open_text(path: Path) -> IO[str]:
     """Open a plain, `.gz` or `.zst` file for reading text in UTF-8."""
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
         return gzip.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".zst":
+    if path.suffix.lower() == ".zst":
         # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
         return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8")
     return path.open(encoding="utf-8")
@@ -194,11 +194,11 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 @contextmanager
 def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
     with path.open("wb") as file:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             # neither time nor the temporary name in the header: the same rows make the same bytes.
             with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as compressed:
                 yield cast(BinaryIO, compressed)
-        elif path.suffix == ".zst":
+        elif path.suffix.lower() == ".zst":
             # with a checksum, as gzip has of itself: a flipped bit must not become another letter.
             with zstandard.ZstdCompressor(write_checksum=True).stream_writer(file, closefd=False) as compressed:
                 yield cast(BinaryIO, compressed)

@@ -5,6 +5,7 @@ kill at any moment the batch is found again by it, and nothing is sent twice.
 """
 
 import asyncio
+import dataclasses
 import json
 import secrets
 import sys
@@ -14,12 +15,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from data_prep.teacher.client import Teacher, backoff, persist
-from data_prep.teacher.cost import Price, actual_cost, highest_cost
+from data_prep.teacher.client import backoff, persist
+from data_prep.teacher.cost import Price, actual_cost
 from data_prep.teacher.faults import TeacherFault, status_fault
-from data_prep.teacher.job import Job, MalformedReplyError, Reply, read_reply
-from data_prep.teacher.live import Outcome
-from data_prep.teacher.store import AnswerStore
+from data_prep.teacher.job import MalformedReplyError, Reply, read_reply
+from data_prep.teacher.run import Asking, Outcome
+from data_prep.teacher.store import Wave
 
 # The documented limits of a batch are 50,000 requests and 200 MB (https://platform.openai.com/docs/guides/batch).
 MOST_REQUESTS = 50_000
@@ -31,29 +32,20 @@ LONGEST_BATCH = 26 * 3600.0
 ENDED = {"completed", "failed", "expired", "cancelled"}
 RESULT_FILES = "output_file_id", "error_file_id"
 TOO_MUCH_QUEUED = "token_limit_exceeded"
+GONE = 404
 
 
 class BatchRun:
-    """Gets the answers to `passages` (by key) in batches.
+    """Gets the answers in batches.
 
     With `wait` it polls every `poll` seconds until all are in the store. Without, it takes in what is ready,
-    sends what is not under way, and leaves: the same command later goes on.
+    sends what is not under way, and leaves: the same command later goes on. Passages that are in waves of
+    earlier runs belong to those that are asked for.
     """
 
-    def __init__(
-        self,
-        job: Job,
-        passages: dict[str, str],
-        teacher: Teacher,
-        store: AnswerStore,
-        price: Price,
-        max_cost: float | None,
-        retries: int,
-        wait: bool,
-        poll: float,
-    ):
-        self._job, self._passages, self._teacher, self._store, self._price = job, passages, teacher, store, price
-        self._max_cost, self._retries, self._wait, self._poll = max_cost, retries, wait, poll
+    def __init__(self, asking: Asking, wait: bool, poll: float):
+        self._asking, self._store, self._teacher = asking, asking.store, asking.teacher
+        self._wait, self._poll = wait, poll
         self._tries: Counter[str] = Counter()
         self._problems: dict[str, str] = {}
         self._most_requests = MOST_REQUESTS
@@ -73,13 +65,13 @@ class BatchRun:
                 if not under_way:
                     break
                 if not self._wait:
-                    waiting = sum(len(self._store.wave_costs(wave)) for wave, _ in under_way)
+                    waiting = sum(len(self._store.wave_costs(wave.name)) for wave in under_way)
                     self.outcome.left = f"{waiting:,} requests are under way; run the same command later"
                     break
                 await asyncio.sleep(self._poll)
         except TeacherFault as fault:
             self.outcome.stopped = str(fault)
-        for key in self._store.open_keys(self._passages):
+        for key in self._store.open_keys(self._asking.passages):
             if key in self._problems:
                 self.outcome.fail(self._problems[key])
         return self.outcome
@@ -88,41 +80,43 @@ class BatchRun:
 
     async def _adopt(self) -> None:
         """Find the batches of waves that a killed run had begun to send."""
-        for wave, batch in self._store.waves():
-            if batch is None:
-                found = await persist(self._retries, self._teacher.find_batch, wave)
+        for wave in self._store.waves():
+            if wave.batch is None:
+                found = await self._persist(self._teacher.find_batch, wave.name)
                 if found is None:
-                    self._store.end_wave(wave, (), ())
+                    self._store.end_wave(wave.name, (), ())
                 else:
-                    self._store.name_batch(wave, found)
+                    self._store.name_batch(wave.name, found)
 
     async def _send(self) -> None:
         """Send what is neither answered nor under way, as far as the budget goes."""
         while not (self._hold and self._store.waves()) and (costs := self._next_wave()):
-            wave = secrets.token_hex(16)
+            price = self._asking.price
+            wave = Wave(secrets.token_hex(16), None, self._teacher.server, price.input, price.output)
             with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
                 for key in costs:
                     file.write(self._line(key))
                 file.flush()
-                uploaded = await persist(self._retries, self._teacher.upload, Path(file.name))
+                uploaded = await self._persist(self._teacher.upload, Path(file.name))
             self._store.begin_wave(wave, costs)
-            batch = await self._create(uploaded, wave)
-            self._store.name_batch(wave, batch)
+            batch = await self._create(uploaded, wave.name)
+            self._store.name_batch(wave.name, batch)
             self._tries.update(costs.keys())
             print(f"sent {len(costs):,} requests as batch {batch}", file=sys.stderr, flush=True)
 
     def _next_wave(self) -> dict[str, float]:
         costs: dict[str, float] = {}
-        size, spent = 0, self._store.cost()
-        for key in self._store.open_keys(self._passages):
+        size, total = 0, 0.0
+        for key in self._store.open_keys(self._asking.passages):
             if self._tries[key] >= MOST_WAVES:
                 continue
-            highest = highest_cost(self._job, self._passages[key], self._price)
+            highest = self._asking.highest_cost(key)
             size += len(self._line(key))
-            spent += highest
-            if self._max_cost is not None and spent > self._max_cost:
+            total += highest
+            if self._asking.is_too_much(total):
                 if not costs and not self._store.waves():
-                    raise TeacherFault("stop", f"--max-cost {self._max_cost} USD would be passed by the next request")
+                    limit = self._asking.max_cost
+                    raise TeacherFault("stop", f"--max-cost {limit} USD would be passed by the next request")
                 break
             if len(costs) == self._most_requests or size > MOST_BYTES:
                 break
@@ -130,20 +124,20 @@ class BatchRun:
         return costs
 
     def _line(self, key: str) -> bytes:
-        body = self._job.body(self._passages[key])
+        body = self._asking.job.body(self._asking.passages[key])
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(line).encode() + b"\n"
 
     async def _create(self, file: str, wave: str) -> str:
         """Create the batch once: after a failed attempt the server may have it all the same."""
-        for attempt in range(1, self._retries + 2):
+        for attempt in range(1, self._asking.retries + 2):
             try:
                 return await self._teacher.create_batch(file, wave)
             except TeacherFault as fault:
-                found = await persist(self._retries, self._teacher.find_batch, wave)
+                found = await self._persist(self._teacher.find_batch, wave)
                 if found is not None:
                     return found
-                if fault.verdict not in ("retry", "limited") or attempt > self._retries:
+                if fault.verdict not in ("retry", "limited") or attempt > self._asking.retries:
                     self._store.end_wave(wave, (), ())
                     raise TeacherFault("stop", f"the batch was not taken: {fault}") from None
                 await asyncio.sleep(backoff(fault, attempt))
@@ -154,9 +148,13 @@ class BatchRun:
     async def _collect(self) -> None:
         """Take in the batches that have ended."""
         states: Counter[str] = Counter()
-        for wave, name in self._store.waves():
-            assert name is not None, "adopted or named before"
-            batch = await persist(self._retries, self._teacher.batch, name)
+        for wave in self._store.waves():
+            assert wave.batch is not None, "adopted or named before"
+            try:
+                batch = await self._persist(self._teacher.batch, wave.batch)
+            except TeacherFault as fault:
+                self._forget(wave, fault)
+                continue
             status = str(batch.status)
             states[status] += 1
             if status in ENDED:
@@ -164,15 +162,47 @@ class BatchRun:
         shown = ", ".join(f"{count} {status}" for status, count in sorted(states.items()))
         if shown != self._shown:
             self._shown, self._changed = shown, time.monotonic()
-            print(f"batches: {shown}", file=sys.stderr, flush=True)
+            print(f"batches: {shown or 'none'}", file=sys.stderr, flush=True)
         elif time.monotonic() - self._changed > LONGEST_BATCH:
             raise TeacherFault(
                 "stop", f"batches: {shown} for {LONGEST_BATCH / 3600:.0f} hours; ask the server's operator"
             )
 
-    async def _take_in(self, wave: str, batch: Any) -> None:
-        highest = self._store.wave_costs(wave)
+    def _forget(self, wave: Wave, fault: TeacherFault) -> None:
+        """Give up a batch that its own server no longer has; the fault is raised if it is any other."""
+        if fault.status != GONE:
+            raise fault
+        if wave.server != self._teacher.server:
+            sent_to = wave.server or "OpenAI"
+            raise TeacherFault(
+                "stop", f"batch {wave.batch} was sent to {sent_to}: run with that --base-url to collect it"
+            )
+        keys = self._store.wave_costs(wave.name).keys()
+        self._problems.update(dict.fromkeys(keys, f"the batch is gone: {fault}"))
+        self._store.end_wave(wave.name, (), keys)
+        print(f"batch {wave.batch}: {fault}; its requests count with their highest cost", file=sys.stderr, flush=True)
+
+    async def _take_in(self, wave: Wave, batch: Any) -> None:
+        highest = self._store.wave_costs(wave.name)
         lines, whole = await self._results(batch)
+        replies, lost = self._judge(lines, highest)
+        if not whole or batch.status == "completed":
+            # answered perhaps, and billed, but not to be had: asked again, and its highest cost counts.
+            lost |= highest.keys() - {line["custom_id"] for line in lines}
+        price = Price(wave.input_price, wave.output_price, "as it was sent")
+        paid = [(key, reply, _paid(reply, price, highest[key])) for key, reply in replies.items()]
+        self._store.end_wave(wave.name, paid, lost - replies.keys())
+        self._hold = False
+        print(
+            f"batch {batch.id} {batch.status}: {len(replies):,} of {len(highest):,} requests answered",
+            file=sys.stderr,
+            flush=True,
+        )
+        if batch.status == "failed":
+            self._failed(batch, list(highest))
+
+    def _judge(self, lines: list[dict[str, Any]], highest: dict[str, float]) -> tuple[dict[str, Reply], set[str]]:
+        """The replies in the lines of a wave's results, by key, and the keys of replies that cannot be read."""
         replies: dict[str, Reply] = {}
         lost = set()
         for line in lines:
@@ -180,32 +210,24 @@ class BatchRun:
             if key not in highest or key in replies:
                 continue
             try:
-                replies[key] = _reply(line, self._job.model)
+                reply = _reply(line, self._asking.job.model)
+                replies[key] = dataclasses.replace(reply, content=self._teacher.masked(reply.content))
             except MalformedReplyError as error:
                 lost.add(key)
-                self._problems[key] = str(error)
+                self._problems[key] = str(error)[:300]
             except TeacherFault as fault:
-                self._problems[key] = str(fault)
-        if not whole or batch.status == "completed":
-            # answered perhaps, and billed, but not to be had: asked again, and its highest cost counts.
-            lost |= highest.keys() - {line["custom_id"] for line in lines}
-        paid = [(key, reply, _paid(reply, self._price, highest[key])) for key, reply in replies.items()]
-        self._store.end_wave(wave, paid, lost - replies.keys())
-        print(
-            f"batch {batch.id} {batch.status}: {len(replies):,} of {len(highest):,} requests answered",
-            file=sys.stderr,
-            flush=True,
-        )
-        self._hold = False
-        if batch.status == "failed":
-            self._failed(batch, list(highest))
+                self._problems[key] = str(fault)[:300]
+        return replies, lost
 
     def _failed(self, batch: Any, keys: list[str]) -> None:
         """The server did not take the file: too much at once, or something that will not mend itself."""
-        errors = [(str(error.code), str(error.message)) for error in (getattr(batch.errors, "data", None) or [])]
-        said = "; ".join(f"{code}: {message}" for code, message in errors[:3]) or "without a reason"
+        errors = getattr(getattr(batch, "errors", None), "data", None) or []
+        codes = [str(getattr(error, "code", None)) for error in errors]
+        messages = [str(getattr(error, "message", None)) for error in errors]
+        said = "; ".join(f"{code}: {message}" for code, message in list(zip(codes, messages, strict=True))[:3])
+        said = self._teacher.masked(said)[:300] or "without a reason"
         self._problems.update(dict.fromkeys(keys, f"batch failed, {said}"))
-        if any(code == TOO_MUCH_QUEUED for code, _ in errors):
+        if TOO_MUCH_QUEUED in codes:
             self._hold = True
             if len(keys) > 1:
                 self._most_requests = max(1, len(keys) // 2)
@@ -215,15 +237,24 @@ class BatchRun:
         """The lines of a batch's files, and whether all came; downloaded again while some are cut off or missing."""
         files = [file for name in RESULT_FILES if (file := getattr(batch, name, None))]
         expected = _ended_requests(batch) if batch.status == "completed" else 0
-        for _ in range(self._retries + 1):
-            texts = [await persist(self._retries, self._teacher.download, file) for file in files]
+        lines: list[dict[str, Any]] = []
+        for attempt in range(1, self._asking.retries + 2):
+            try:
+                texts = [await self._persist(self._teacher.download, file) for file in files]
+            except TeacherFault as fault:
+                if fault.status != GONE:
+                    raise
+                print(f"batch {batch.id}: a file of its results is gone: {fault}", file=sys.stderr, flush=True)
+                break
             lines, broken = _parse_lines("\n".join(texts))
             if not broken and len(lines) >= expected:
                 return lines, True
-            print(
-                f"batch {batch.id}: its files came incomplete, {broken} line(s) unreadable", file=sys.stderr, flush=True
-            )
+            print(f"batch {batch.id}: its results came incomplete, {broken} lines unreadable", file=sys.stderr)
+            await asyncio.sleep(backoff(TeacherFault("retry", "incomplete"), attempt))
         return lines, False
+
+    async def _persist(self, call: Any, argument: Any) -> Any:
+        return await persist(self._asking.retries, call, argument)
 
 
 def _ended_requests(batch: Any) -> int:
@@ -254,13 +285,13 @@ def _reply(line: dict[str, Any], model: str) -> Reply:
     """The reply in a line of a result file; raises the fault that it tells of."""
     response, error = line.get("response"), line.get("error")
     if not isinstance(response, dict):
-        raise TeacherFault("retry", f"in the batch: {json.dumps(error)[:300]}")
+        raise TeacherFault("retry", f"in the batch: {json.dumps(error)}")
     status, body = response.get("status_code"), response.get("body")
     if status == 200:
         return read_reply(body)
-    fault = status_fault(int(status) if isinstance(status, int) else 500, body, {})
+    fault = status_fault(status if isinstance(status, int) else 500, body, {})
     if fault.verdict == "refused":
-        return Reply(str(fault), "refused", model, 0, 0)
+        return Reply(str(fault)[:300], "refused", model, 0, 0)
     raise fault
 
 

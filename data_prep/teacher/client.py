@@ -1,6 +1,7 @@
 """The teacher's server: one attempt at each call of an OpenAI-compatible API, and a fault that says why it failed."""
 
 import asyncio
+import dataclasses
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import openai
 
 from data_prep.teacher.faults import TeacherFault, fault_of
 from data_prep.teacher.job import MalformedReplyError, Reply, read_reply
-from data_prep.teacher.transport import BoundedTransport
+from data_prep.teacher.transport import bound_reply
 from uner_jax.records import InputError
 
 T = TypeVar("T")
@@ -23,6 +24,7 @@ NO_KEY = "none"
 FIRST_WAIT, LONGEST_WAIT = 0.5, 60.0
 # who is asked to wait longer than this comes back another day.
 PATIENCE = 900.0
+LONGEST_MESSAGE = 300
 # a batch's file may have 200 MB.
 FILE_SECONDS = 1800.0
 # where a batch carries the name that we gave it.
@@ -30,9 +32,9 @@ WAVE_MARK = "uner_wave"
 
 
 class Teacher:
-    """The server that answers; the key comes from the environment, and never stands in a message.
+    """The server that answers; the key comes from the environment, and never stands in a message or an answer.
 
-    Use it as an asynchronous context manager.
+    `server` is its URL, empty for OpenAI's. Use it as an asynchronous context manager.
     """
 
     def __init__(self, base_url: str | None, timeout: float):
@@ -40,8 +42,11 @@ class Teacher:
         own_server = base_url or os.environ.get("OPENAI_BASE_URL")
         if not key and not own_server:
             raise InputError(f"set {KEY_VARIABLE} in the environment, or name a server of your own with --base-url")
+        if not (key.isascii() and key.isprintable()):
+            raise InputError(f"{KEY_VARIABLE} holds a character that no key has, such as a line break; set it anew")
         if base_url is not None and not base_url.startswith(("http://", "https://")):
             raise InputError(f"--base-url {base_url!r}: expected a URL such as http://127.0.0.1:8000/v1")
+        self.server = str(own_server or "")
         self._key = key
         self._timeout = timeout
         self._client = openai.AsyncOpenAI(
@@ -49,7 +54,7 @@ class Teacher:
             base_url=base_url or None,
             max_retries=0,
             timeout=timeout,
-            http_client=openai.DefaultAsyncHttpxClient(transport=BoundedTransport()),
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound_reply]}),
         )
 
     async def __aenter__(self) -> "Teacher":
@@ -70,7 +75,8 @@ class Teacher:
             raw = await self._client.chat.completions.with_raw_response.create(
                 **known, extra_body=rest, extra_headers={"Idempotency-Key": key}
             )
-            return read_reply(_json(raw.text)), raw.headers
+            reply = read_reply(_json(raw.text))
+            return dataclasses.replace(reply, content=self.masked(reply.content)), raw.headers
 
         return await self._once(send)
 
@@ -113,7 +119,7 @@ class Teacher:
         long = self._client.with_options(timeout=FILE_SECONDS)
 
         async def read() -> str:
-            return (await long.files.content(file)).text
+            return self.masked((await long.files.content(file)).text)
 
         return await self._once(read, FILE_SECONDS)
 
@@ -123,13 +129,12 @@ class Teacher:
             return await asyncio.wait_for(call(), seconds or self._timeout)
         except (openai.OpenAIError, MalformedReplyError, TimeoutError, ValueError) as error:
             fault = fault_of(error)
-            raise self._without_key(fault) from None
+            # masked before it is cut: the rest of a key would be one too.
+            raise fault.said_as(self.masked(str(fault))[:LONGEST_MESSAGE]) from None
 
-    def _without_key(self, fault: TeacherFault) -> TeacherFault:
-        if not self._key:
-            return fault
-        said = str(fault).replace(self._key, "***")
-        return TeacherFault(fault.verdict, said, fault.wait, fault.maybe_billed, fault.code)
+    def masked(self, text: str) -> str:
+        """The text without the key: some servers repeat it."""
+        return text.replace(self._key, "***") if self._key else text
 
 
 def backoff(fault: TeacherFault, attempt: int) -> float:
@@ -163,11 +168,11 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MalformedReplyError(f"the reply is not JSON: {text[:200]!r}") from error
+        raise MalformedReplyError(f"the reply is not JSON: {text!r}") from error
 
 
 def _identifier(thing: Any) -> str:
     name = getattr(thing, "id", None)
     if not isinstance(name, str) or not name:
-        raise MalformedReplyError(f"the server named no id: {str(thing)[:200]}")
+        raise MalformedReplyError(f"the server named no id: {thing}")
     return name

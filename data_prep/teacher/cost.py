@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,6 @@ from data_prep.teacher.job import Job, Reply
 from uner_jax.records import InputError
 
 PRICES = Path(__file__).with_name("prices.json")
-# gpt-4o-mini-2024-07-18 and gpt-3.5-turbo-0125 cost what gpt-4o-mini and gpt-3.5-turbo cost.
-SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
 # tokens that a server adds round each message, and to the whole (OpenAI documents 3 and 3).
 TOKENS_A_MESSAGE = 8
 # of English prose under the usual vocabularies, for estimates only.
@@ -45,7 +42,7 @@ def load_price(model: str, table: Path = PRICES, batch: bool = False) -> Price:
         prices = json.loads(table.read_text(encoding="utf-8"))
         models, date = prices["models"], str(prices["date"])
         factor = float(prices["batch_factor"]) if batch else 1.0
-        row = models.get(model, models.get(SNAPSHOT.sub("", model)))
+        row = models.get(model)
         price = None if row is None else Price(*_usd_a_token(row, factor), date)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(

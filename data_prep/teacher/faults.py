@@ -34,14 +34,18 @@ class TeacherFault(Exception):  # noqa: N818  it is a finding about a request, a
     `verdict`: "retry" it, "limited" by a rate (retry it, and slow down), "failed" (the same request would
     fail again now), "refused" (this passage always will be), or "stop" the run. `wait` is how many seconds the
     server asks to wait, if it does. `maybe_billed`: the answer was lost on the way, so the server may have
-    counted it. `code` is the server's own name of the error.
+    counted it. `status` is the HTTP status, 0 if there was none.
     """
 
     def __init__(
-        self, verdict: Verdict, message: str, wait: float | None = None, maybe_billed: bool = False, code: str = ""
+        self, verdict: Verdict, message: str, wait: float | None = None, maybe_billed: bool = False, status: int = 0
     ):
         super().__init__(message)
-        self.verdict, self.wait, self.maybe_billed, self.code = verdict, wait, maybe_billed, code
+        self.verdict, self.wait, self.maybe_billed, self.status = verdict, wait, maybe_billed, status
+
+    def said_as(self, message: str) -> "TeacherFault":
+        """The same fault in other words."""
+        return TeacherFault(self.verdict, message, self.wait, self.maybe_billed, self.status)
 
 
 def fault_of(error: Exception) -> TeacherFault:
@@ -63,19 +67,19 @@ def status_fault(status: int, body: Any, headers: Mapping[str, str]) -> TeacherF
     inner = body.get("error", body) if isinstance(body, dict) else {}
     inner = inner if isinstance(inner, dict) else {"message": inner}
     code = str(inner.get("code") or inner.get("type") or "")
-    said = f"HTTP {status}{f' {code}' if code else ''}: {str(inner.get('message') or body or '')[:300]}"
+    said = f"HTTP {status}{f' {code}' if code else ''}: {inner.get('message') or body or ''}"
     if status in STOP_STATUSES or code in STOP_CODES:
         advice = ADVICE.get(status)
         if code == "insufficient_quota":
             advice = "the account has no credit left; what was answered is kept, so pay and run the same command again"
-        return TeacherFault("stop", f"{said}; {advice}" if advice else said, code=code)
+        return TeacherFault("stop", f"{advice}; the server says: {said}" if advice else said, status=status)
     if code in PASSAGE_CODES or status == 413 or "maximum context length" in said:
-        return TeacherFault("refused", said, code=code or "too_long")
+        return TeacherFault("refused", said, status=status)
     if status == 429:
-        return TeacherFault("limited", said, retry_after(headers), code=code)
+        return TeacherFault("limited", said, retry_after(headers), status=status)
     if status in RETRY_STATUSES or status >= 500:
-        return TeacherFault("retry", said, retry_after(headers), code=code)
-    return TeacherFault("failed", said, code=code)
+        return TeacherFault("retry", said, retry_after(headers), status=status)
+    return TeacherFault("failed", said, status=status)
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -87,11 +91,19 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         try:
             seconds = float(value) * unit
         except ValueError:
-            date = email.utils.parsedate_tz(value)
-            seconds = email.utils.mktime_tz(date) - time.time() if date else -1.0
+            seconds = _seconds_until(value)
         if 0 <= seconds < float("inf"):
             return seconds
     return None
+
+
+def _seconds_until(date: str) -> float:
+    """Seconds until an HTTP date; negative if it is none."""
+    parsed = email.utils.parsedate_tz(date)
+    try:
+        return email.utils.mktime_tz(parsed) - time.time() if parsed else -1.0
+    except (ValueError, OverflowError):
+        return -1.0
 
 
 def exhausted_for(headers: Mapping[str, str]) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.teacher.prompts import Prompt
 
-# The field of a request that bounds its answer: the first is OpenAI's newer name, the second everybody's.
+# The fields of a request that bound its answer: the first is OpenAI's newer name, the second everybody's.
 ANSWER_LIMITS = "max_completion_tokens", "max_tokens"
 
 
@@ -32,8 +32,8 @@ class Job:
 
     @property
     def answer_limit(self) -> int | None:
-        """The most tokens of an answer that a request asks for."""
-        return next((int(self.parameters[name]) for name in ANSWER_LIMITS if name in self.parameters), None)
+        """The most tokens of an answer that a request asks for; None if it asks for no limit."""
+        return max((self.parameters[name] for name in ANSWER_LIMITS if name in self.parameters), default=None)
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ def read_reply(body: Any) -> Reply:
         if content is None and message.get("refusal"):
             content, reason = message["refusal"], "refusal"
     except (LookupError, TypeError, AttributeError) as error:
-        raise MalformedReplyError(f"no message in the reply {json.dumps(body)[:200]}") from error
+        raise MalformedReplyError(f"no message in the reply {json.dumps(body)}") from error
     if content is None and reason == "content_filter":
         content = ""
     if not isinstance(content, str):
-        raise MalformedReplyError(f"the message has no content: {json.dumps(message)[:200]}")
+        raise MalformedReplyError(f"the message has no content: {json.dumps(message)}")
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     return Reply(

@@ -1,11 +1,12 @@
 """Every answer that was paid for, in SQLite: committed to disk before it counts, kept under its request's key.
 
-What was sent and not yet answered is written down too, before it is sent. After a kill these rows are the
-requests of which nobody knows whether they were billed: they are asked again, and their highest cost counts.
+What is sent is written down too, before it is. What then stays without an answer (the process was killed, the
+reply was lost on its way) may have been billed all the same: it is asked again, and its highest cost counts.
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -21,7 +22,9 @@ CREATE TABLE answers (
 ) WITHOUT ROWID;
 CREATE TABLE sent (id INTEGER PRIMARY KEY, key TEXT NOT NULL, wave TEXT NOT NULL, cost REAL NOT NULL);
 CREATE INDEX sent_by_wave ON sent (wave);
-CREATE TABLE waves (wave TEXT PRIMARY KEY, batch TEXT) WITHOUT ROWID;
+CREATE TABLE waves (
+    wave TEXT PRIMARY KEY, batch TEXT, server TEXT NOT NULL, input_price REAL NOT NULL, output_price REAL NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -34,6 +37,20 @@ class Ticket:
     cost: float
 
 
+@dataclass(frozen=True)
+class Wave:
+    """A batch that is under way: our name for it, the server's, which server, and USD a token as it was sent.
+
+    `batch` is None as long as it is not known whether the server took it.
+    """
+
+    name: str
+    batch: str | None
+    server: str
+    input_price: float
+    output_price: float
+
+
 class AnswerStore:
     """The answers of a job and what is under way; one process has it open at a time.
 
@@ -43,8 +60,8 @@ class AnswerStore:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None)
         try:
-            self._db = sqlite3.connect(path, timeout=1.0, isolation_level=None)
             # alone: two processes would ask, and pay, for the same passages.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             self._db.execute("PRAGMA journal_mode = WAL")
@@ -52,6 +69,7 @@ class AnswerStore:
             self._lay_out()
             self._sum_up()
         except sqlite3.Error as error:
+            self._db.close()
             hint = "another run has it open" if "locked" in str(error) else "move it away to begin anew, and pay again"
             raise InputError(f"{path}: the store of answers cannot be used ({error}); {hint}") from error
 
@@ -97,7 +115,7 @@ class AnswerStore:
         return self._cost
 
     def lost(self) -> int:
-        """How many single requests were sent of which the outcome is not known."""
+        """How many requests were sent whose answer never came."""
         return int(self._db.execute("SELECT count(*) FROM sent WHERE wave = ''").fetchone()[0])
 
     def mean_completion_tokens(self) -> float | None:
@@ -130,11 +148,11 @@ class AnswerStore:
 
     # ---- batches
 
-    def begin_wave(self, wave: str, costs: dict[str, float]) -> None:
+    def begin_wave(self, wave: Wave, costs: dict[str, float]) -> None:
         """Write down that the requests of these keys, with their highest costs, are about to be sent as a batch."""
         with _transaction(self._db):
-            self._db.execute("INSERT INTO waves VALUES (?, NULL)", (wave,))
-            rows = ((key, wave, cost) for key, cost in costs.items())
+            self._db.execute("INSERT INTO waves VALUES (?, ?, ?, ?, ?)", astuple(wave))
+            rows = ((key, wave.name, cost) for key, cost in costs.items())
             self._db.executemany("INSERT INTO sent (key, wave, cost) VALUES (?, ?, ?)", rows)
         self._sum_up()
 
@@ -142,9 +160,9 @@ class AnswerStore:
         """The server took the wave as the batch of that id."""
         self._db.execute("UPDATE waves SET batch = ? WHERE wave = ?", (batch, wave))
 
-    def waves(self) -> list[tuple[str, str | None]]:
-        """Waves under way and their batches; None where it is not known that the server took it."""
-        return self._db.execute("SELECT wave, batch FROM waves ORDER BY wave").fetchall()
+    def waves(self) -> list[Wave]:
+        """The waves under way."""
+        return [Wave(*row) for row in self._db.execute("SELECT * FROM waves ORDER BY wave")]
 
     def wave_costs(self, wave: str) -> dict[str, float]:
         """The keys of a wave and the highest costs of their requests."""
@@ -161,12 +179,9 @@ class AnswerStore:
         self._sum_up()
 
 
-class _transaction:  # noqa: N801  used as a statement
-    def __init__(self, db: sqlite3.Connection):
-        self._db = db
-
-    def __enter__(self) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
-
-    def __exit__(self, kind: object, *rest: object) -> None:
-        self._db.execute("COMMIT" if kind is None else "ROLLBACK")
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing of what is executed inside."""
+    db.execute("BEGIN IMMEDIATE")
+    with db:
+        yield

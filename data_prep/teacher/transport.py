@@ -1,28 +1,23 @@
-"""HTTP whose replies have a limit: a server that sends without end must not fill the memory."""
+"""A limit on replies: a server that sends without end must not fill the memory."""
 
 from collections.abc import AsyncIterator
 
 import httpx2
 
-# a chat completion has kilobytes, a batch's file some hundred megabytes.
+# A chat completion has kilobytes, a batch's file some hundred megabytes.
 MOST_BYTES = 32 * 2**20
 MOST_BYTES_OF_A_FILE = 2**30
-# compressed bytes may become a thousand times as many; those of JSON become ten times as many.
+# Compressed bytes may become a thousand times as many; those of JSON become ten times as many.
 MOST_EXPANSION = 32
 
 
-class BoundedTransport(httpx2.AsyncHTTPTransport):
-    """A transport that breaks a reply off at its limit, as if the connection had failed there."""
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request; the body of the reply raises ReadError at its limit."""
-        response = await super().handle_async_request(request)
-        most = MOST_BYTES_OF_A_FILE if request.url.path.endswith("/content") else MOST_BYTES
-        if "content-encoding" in response.headers:
-            most //= MOST_EXPANSION
-        assert isinstance(response.stream, httpx2.AsyncByteStream)
-        response.stream = _BoundedStream(response.stream, most)
-        return response
+async def bound_reply(response: httpx2.Response) -> None:
+    """A response hook that breaks the body off at its limit with ReadError, as if the connection had failed there."""
+    most = MOST_BYTES_OF_A_FILE if response.request.url.path.endswith("/content") else MOST_BYTES
+    if "content-encoding" in response.headers:
+        most //= MOST_EXPANSION
+    assert isinstance(response.stream, httpx2.AsyncByteStream)
+    response.stream = _BoundedStream(response.stream, most)
 
 
 class _BoundedStream(httpx2.AsyncByteStream):
