@@ -65,7 +65,11 @@ class Counts:
 def read_passages(path: Path) -> Passages:
     """The passages of a file; a record that is none is set aside with its reason, and stops nothing."""
     found = Passages()
-    for where, row in progress(read_rows(path), f"reading {path}", unit="passages"):
+
+    def set_aside(line: str, error: InputError) -> None:
+        found.rejected.append({"record": line, "reason": "bad_record", "detail": str(error)})
+
+    for where, row in progress(read_rows(path, set_aside), f"reading {path}", unit="passages"):
         try:
             passage = check_passage(row, where)
             passage["text"].encode()
@@ -174,6 +178,8 @@ def label(
         poll: With --mode batch, time between two looks at a batch.
     """
     _check_limits(concurrency, retries, timeout, poll, max_cost)
+    if output.resolve() == passages.resolve():
+        raise InputError(f"--output {output} would write over --passages {passages}; give another name")
     job = Job(model, load_prompt(variant, prompt, structured), _parameters(parameters))
     price = load_price(model, prices, mode == "batch") if cost else FREE
     if max_cost is not None and price.output and job.answer_limit is None:
@@ -200,6 +206,8 @@ def label(
         if outcome.left:
             print(f"{store_path}: {outcome.left}", file=sys.stderr)
             return
+        if outcome.stopped and all(store.answer(key) is None for key in texts):
+            raise InputError(f"{output}: nothing was answered: {outcome.stopped}")
         counts = _write(output, Labels(found, job, store))
         _report(output, found, counts, store.cost())
         _check_complete(output, outcome, counts)

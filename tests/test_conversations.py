@@ -286,6 +286,8 @@ def plural(name: str) -> str:
     """The plural that a school book's rules give."""
     if name.endswith("y") and name[-2:-1] not in tuple("aeiou"):
         return f"{name[:-1]}ies"
+    if name.endswith("sis"):
+        return f"{name[:-2]}es"
     if name.endswith(("s", "x", "z", "ch", "sh")):
         return f"{name}es"
     return f"{name}s"
@@ -334,6 +336,19 @@ def test_the_published_types_are_told_apart(published_types):
         ("sports team", "sportsteam"),
         ("person's name", "persons name"),
         ("STRASSE", "straße"),
+        ("curriculum", "curricula"),
+        ("sports stadium", "sports stadia"),
+        ("virus", "viruses"),
+        ("cactus", "cacti"),
+        ("radius", "radii"),
+        ("helix", "helices"),
+        ("cortex", "cortices"),
+        ("ganglion", "ganglia"),
+        ("polyhedron", "polyhedra"),
+        ("grandchild", "grandchildren"),
+        ("sportsperson", "sportspeople"),
+        ("bureau", "bureaux"),
+        ("U.S. state", "US states"),
         ("ΟΔΟΣ", "οδος"),
         ("person.", "“person”"),
     ],

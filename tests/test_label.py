@@ -15,6 +15,7 @@ from fake_teacher import FakeTeacher, Fault
 
 from data_prep import conversations, label
 from data_prep.teacher import batch
+from data_prep.teacher.pace import Pace
 from uner_jax.command import run_command
 from uner_jax.records import read_rows, write_rows
 
@@ -168,18 +169,16 @@ def test_no_more_requests_at_a_time_than_allowed(few, tmp_path):
         assert server.max_in_flight == 5
 
 
-def test_the_pace_falls_to_what_the_server_takes(few, tmp_path, monkeypatch):
+def test_the_pace_falls_when_the_server_takes_fewer(few, tmp_path, monkeypatch):
     # eight at once are more than it takes: refused ones come back, and all are answered.
-    def refusals(output):
-        with FakeTeacher(answers_of(few), delay=0.01, concurrent=2) as server:
-            assert run(tmp_path, server, "--concurrency", 8, "--retries", 30, output=output) == 0
-            assert server.answered.total() == 60
-            return server.requests - 60
-
-    adapted = refusals("labels.jsonl")
+    slowed = []
+    slow_down = Pace.slow_down
+    monkeypatch.setattr(Pace, "slow_down", lambda pace, at: (slow_down(pace, at), slowed.append(pace.slots)))
+    with FakeTeacher(answers_of(few), delay=0.01, concurrent=2) as server:
+        assert run(tmp_path, server, "--concurrency", 8, "--retries", 30) == 0
+        assert server.answered.total() == 60 and len(slowed) == server.requests - 60
+    assert slowed and slowed[0] == 4 and min(slowed) <= 4
     assert_all_labelled(tmp_path, few)
-    monkeypatch.setattr("data_prep.teacher.pace.Pace.slow_down", lambda pace, started: None)
-    assert adapted < refusals("others.jsonl")
 
 
 def test_rate_limit_headers_are_heeded(few, tmp_path):
@@ -359,6 +358,36 @@ def test_bad_records_are_set_aside_before_anything_is_sent(tmp_path, capsys):
     assert [row["reason"] for row in rejected(tmp_path)] == ["bad_record"] * 4
     assert "line 2" in rejected(tmp_path)[0]["detail"]
     assert "4 bad_record" in capsys.readouterr().err
+
+
+def test_a_line_that_is_no_json_is_set_aside_too(tmp_path):
+    lines = [
+        '\ufeff{"id": "1", "text": "Ann"}',
+        "{bad",
+        "[" * 100_000,
+        '{"id": "2", "text": "Bob", "n": ' + "9" * 5000 + "}",
+    ]
+    (tmp_path / "passages.jsonl").write_text("\r\n".join([*lines, '{"id": "3", "text": "Eve"}']), encoding="utf-8")
+    with FakeTeacher() as server:
+        assert run(tmp_path, server) == 0
+    assert [row["id"] for row in labels(tmp_path)] == ["1", "3"]
+    assert [row["reason"] for row in rejected(tmp_path)] == ["bad_record"] * 3
+    assert "line 3: not JSON" in rejected(tmp_path)[1]["detail"]
+
+
+def test_the_output_never_takes_the_place_of_the_input(few, tmp_path, capsys):
+    before = (tmp_path / "passages.jsonl").read_bytes()
+    with FakeTeacher() as server:
+        assert run(tmp_path, server, output="passages.jsonl") == 1 and server.calls == 0
+    assert (tmp_path / "passages.jsonl").read_bytes() == before
+    assert "would write over --passages" in capsys.readouterr().err
+
+
+def test_a_run_that_got_nothing_leaves_an_earlier_output(few, tmp_path):
+    (tmp_path / "labels.jsonl").write_text("earlier\n")
+    with FakeTeacher(faults=[Fault("bad_key")]) as server:
+        assert run(tmp_path, server) == 1
+    assert (tmp_path / "labels.jsonl").read_text() == "earlier\n"
 
 
 def test_an_answer_that_cannot_be_read_is_kept_whole(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import email.utils
+import json
 import sqlite3
 import time
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_prep.teacher.batch import _reply as batch_reply
 from data_prep.teacher.client import LONGEST_WAIT, PATIENCE, backoff
 from data_prep.teacher.cost import actual_cost, highest_cost, load_price
-from data_prep.teacher.faults import TeacherFault, exhausted_for, retry_after, status_fault
+from data_prep.teacher.faults import TeacherFault, exhausted_for, raise_error_in, retry_after, status_fault
 from data_prep.teacher.job import Job, MalformedReplyError, Reply, read_reply
 from data_prep.teacher.pace import Pace
 from data_prep.teacher.prompts import load_prompt
@@ -154,6 +156,33 @@ def test_a_reply_is_read():
     assert read_reply(body | {"usage": None}) == Reply("[]", "stop", "m")
 
 
+def test_content_in_parts_is_joined():
+    parts = [{"type": "text", "text": "[("}, {"type": "text", "text": '"Ann", "person")]'}]
+    assert read_reply({"choices": [{"message": {"content": parts}}]}).content == '[("Ann", "person")]'
+    with pytest.raises(MalformedReplyError):
+        read_reply({"choices": [{"message": {"content": [{"type": "image"}]}}]}).content.encode()
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [("insufficient_quota", "stop"), ("overloaded", "retry"), (None, "retry")]
+)
+def test_an_error_in_a_reply_of_status_200_is_heard(code, verdict):
+    with pytest.raises(TeacherFault) as raised:
+        raise_error_in({"error": {"code": code, "message": "no"}})
+    assert raised.value.verdict == verdict and not raised.value.maybe_billed
+    raise_error_in({"error": None, "choices": [1]})
+
+
+REPLY = {"choices": [{"message": {"content": "[]"}}], "usage": {"prompt_tokens": 5, "completion_tokens": 1}}
+
+
+@pytest.mark.parametrize("status", [200, "200", None])
+@pytest.mark.parametrize("body", [REPLY, json.dumps(REPLY)], ids=["object", "text"])
+def test_a_line_of_a_batch_is_read_in_other_servers_forms(status, body):
+    reply = batch_reply({"response": {"status_code": status, "body": body}}, "m")
+    assert (reply.content, reply.prompt_tokens) == ("[]", 5)
+
+
 @given(
     st.recursive(
         st.none() | st.text() | st.integers() | st.booleans(),
@@ -233,14 +262,14 @@ def test_what_the_store_holds_survives_and_is_summed(tmp_path):
         assert store.cost() == 3.5
         store.not_billed(second)
         store.sending("c", 4.0)
-        store.begin_wave(Wave("w", None, "here", 1.0, 2.0), {"d": 1.0, "e": 1.0})
+        store.begin_wave(Wave("w", None, "f", "here", 1.0, 2.0), {"d": 1.0, "e": 1.0})
     with AnswerStore(tmp_path / "s") as store:
         assert (store.cost(), store.lost()) == (6.5, 1)
         assert store.answer("a") == Reply("[]", "stop", "m", 1, 2) and store.answer("b") is None
         assert store.open_keys("abcdef") == ["b", "c", "f"], "what is in a wave is not asked again"
-        assert store.waves() == [Wave("w", None, "here", 1.0, 2.0)]
+        assert store.waves() == [Wave("w", None, "f", "here", 1.0, 2.0)]
         store.name_batch("w", "batch-1")
-        assert store.waves() == [Wave("w", "batch-1", "here", 1.0, 2.0)]
+        assert store.waves() == [Wave("w", "batch-1", "f", "here", 1.0, 2.0)]
         store.end_wave("w", [("d", Reply("x", "stop", "m"), 0.25)], ["e"])
         assert (store.cost(), store.lost(), store.waves()) == (5.75, 2, [])
         assert store.open_keys("abcdef") == ["b", "c", "e", "f"]

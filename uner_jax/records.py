@@ -11,7 +11,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NotRequired, TypedDict, cast
@@ -64,11 +64,14 @@ class Conversation(TypedDict):
     conversations: list[Turn]
 
 
-def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
+def read_rows(
+    path: str | os.PathLike, set_aside: Callable[[str, InputError], None] | None = None
+) -> Iterator[tuple[str, Any]]:
     """Yield `(where, row)` for every row of a JSON array, JSON-lines or Parquet file.
 
     `where` names file and row ("labels.jsonl, line 7") for error messages. Blank lines are passed
-    over. Raises InputError for a missing or unreadable file and for a line that is not JSON.
+    over. Raises InputError for a missing or unreadable file and for a line that is not JSON; with
+    `set_aside`, that gets the line and the error instead, and reading goes on.
     """
     path = Path(path)
     if not path.is_file():
@@ -78,12 +81,14 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
         return
     with open_text(path) as file:
         try:
-            yield from _read_json(path, file)
+            yield from _read_json(path, file, set_aside)
         except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise InputError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
-def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
+def _read_json(
+    path: Path, file: IO[str], set_aside: Callable[[str, InputError], None] | None
+) -> Iterator[tuple[str, Any]]:
     first = True
     for number, line in enumerate(file, 1):
         if not line.strip():
@@ -92,10 +97,17 @@ def _read_json(path: Path, file: IO[str]) -> Iterator[tuple[str, Any]]:
             yield from _read_array(path, "\n" * (number - 1) + line + file.read())
             return
         first = False
+        where = f"{path}, line {number}"
         try:
-            yield f"{path}, line {number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error}); each line must be one record") from error
+            row = json.loads(line)
+        # ValueError: also a number of too many digits.
+        except (ValueError, RecursionError) as error:
+            bad = InputError(f"{where}: not JSON ({error}); each line must be one record")
+            if set_aside is None:
+                raise bad from error
+            set_aside(line, bad)
+            continue
+        yield where, row
 
 
 def _read_array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -103,6 +115,8 @@ def _read_array(path: Path, text: str) -> Iterator[tuple[str, Any]]:
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: not a JSON array ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a JSON array ({error})") from error
     for number, row in enumerate(rows, 1):
         yield f"{path}, item {number}", row
 
@@ -125,12 +139,13 @@ def _bare_suffix(path: Path) -> str:
 
 def open_text(path: Path) -> IO[str]:
     """Open a plain, `.gz` or `.zst` file for reading text in UTF-8."""
+    # a byte order mark, which Windows puts in front, is no text.
     if path.suffix.lower() == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
+        return gzip.open(path, "rt", encoding="utf-8-sig")
     if path.suffix.lower() == ".zst":
         # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
-        return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8")
-    return path.open(encoding="utf-8")
+        return io.TextIOWrapper(pa.input_stream(str(path), compression="zstd"), encoding="utf-8-sig")
+    return path.open(encoding="utf-8-sig")
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from functools import lru_cache
 
 # Where words join: "e-mail", "user_name", "city/town", and "data base" for "database".
 SEPARATORS = re.compile(r"[\s_/\-\u2010-\u2015]+")
-# "person's", "person(s)"
-IGNORED = re.compile(r"['\u2019]|\((?:s|es)\)")
+# "person's", "person(s)", "U.S."
+IGNORED = re.compile(r"['\u2019.]|\((?:s|es)\)")
 AROUND = ' .,:;!?"()[]{}\u201c\u201d'
 # The plurals among names of types that no ending tells, and a foreign singular or two.
 IRREGULAR = {
@@ -44,6 +44,17 @@ IRREGULAR = {
 # Singular and plural lose the same letters: "class" and "classes", "analysis" and "analyses", "case" and "cases".
 PLURAL_ENDING = re.compile(r"(sse?s?|s?[ei]s?|s)$")
 SHORTEST_STEM = 2
+# "status", "campus" and "genus" without "us" would be "state", "camp" and "gene".
+NO_LATIN_PLURAL = {"statu", "campu", "genu"}
+# Of Latin and Greek words both numbers become one: "curriculum" and "curricula", "ganglion" and "ganglia", "cortex" and
+# "cortices". And of compounds of the irregular ones.
+FOREIGN_ENDINGS = (
+    (re.compile(r"(?<=.)people$"), "person"),
+    (re.compile(r"(?<=.)children$"), "child"),
+    (re.compile(r"(?<=...)(um|on)s?$"), "a"),
+    (re.compile(r"(?<=..)[ei]x(es)?$"), "ic"),
+    (re.compile(r"eau[xs]$"), "eau"),
+)
 
 
 def normalize_type(name: str) -> str:
@@ -87,10 +98,15 @@ def is_same_type(one: str, other: str) -> bool:
 def _stem(word: str) -> str:
     """What the singular and the plural of a word have in common."""
     word = IRREGULAR.get(word.removesuffix("s"), IRREGULAR.get(word, word))
+    for ending, one in FOREIGN_ENDINGS:
+        word = ending.sub(one, word)
     word = re.sub(r"mens?$", "man", word)
     word = re.sub(r"(ies?|ys)$", "y", word)
     stem = PLURAL_ENDING.sub("", word)
     if len(stem) < SHORTEST_STEM:
         return word.rstrip("s") or word
+    # "cactus" and "cacti"
+    if stem.endswith("u") and len(stem) > SHORTEST_STEM + 1 and stem not in NO_LATIN_PLURAL:
+        stem = stem[:-1]
     # "knife" and "knives"
     return stem[:-1] + "f" if stem.endswith("v") else stem

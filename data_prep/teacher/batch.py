@@ -17,7 +17,7 @@ from typing import Any
 
 from data_prep.teacher.client import backoff, persist
 from data_prep.teacher.cost import Price, actual_cost
-from data_prep.teacher.faults import TeacherFault, status_fault
+from data_prep.teacher.faults import TeacherFault, raise_error_in, status_fault
 from data_prep.teacher.job import MalformedReplyError, Reply, read_reply
 from data_prep.teacher.run import Asking, Outcome
 from data_prep.teacher.store import Wave
@@ -33,6 +33,9 @@ ENDED = {"completed", "failed", "expired", "cancelled"}
 RESULT_FILES = "output_file_id", "error_file_id"
 TOO_MUCH_QUEUED = "token_limit_exceeded"
 GONE = 404
+# Statuses of a call that the server does not have.
+NO_SUCH_CALL = 404, 405, 501
+OK = 200
 
 
 class BatchRun:
@@ -81,28 +84,28 @@ class BatchRun:
     async def _adopt(self) -> None:
         """Find the batches of waves that a killed run had begun to send."""
         for wave in self._store.waves():
-            if wave.batch is None:
-                found = await self._persist(self._teacher.find_batch, wave.name)
-                if found is None:
-                    self._store.end_wave(wave.name, (), ())
-                else:
-                    self._store.name_batch(wave.name, found)
+            if wave.batch is not None:
+                continue
+            found = await self._find(wave)
+            if found is None:
+                self._store.end_wave(wave.name, (), ())
+            else:
+                self._store.name_batch(wave.name, found)
 
     async def _send(self) -> None:
         """Send what is neither answered nor under way, as far as the budget goes."""
         while not (self._hold and self._store.waves()) and (costs := self._next_wave()):
             price = self._asking.price
-            wave = Wave(secrets.token_hex(16), None, self._teacher.server, price.input, price.output)
             with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
                 for key in costs:
                     file.write(self._line(key))
                 file.flush()
                 uploaded = await self._persist(self._teacher.upload, Path(file.name))
+            wave = Wave(secrets.token_hex(16), None, uploaded, self._teacher.server, price.input, price.output)
             self._store.begin_wave(wave, costs)
-            batch = await self._create(uploaded, wave.name)
-            self._store.name_batch(wave.name, batch)
+            await self._create(wave)
             self._tries.update(costs.keys())
-            print(f"sent {len(costs):,} requests as batch {batch}", file=sys.stderr, flush=True)
+            print(f"sent {len(costs):,} requests as a batch", file=sys.stderr, flush=True)
 
     def _next_wave(self) -> dict[str, float]:
         costs: dict[str, float] = {}
@@ -128,20 +131,33 @@ class BatchRun:
         line = {"custom_id": key, "method": "POST", "url": "/v1/chat/completions", "body": body}
         return json.dumps(line).encode() + b"\n"
 
-    async def _create(self, file: str, wave: str) -> str:
-        """Create the batch once: after a failed attempt the server may have it all the same."""
+    async def _create(self, wave: Wave) -> None:
+        """Create the batch once: after an attempt that failed on its way the server may have it all the same."""
         for attempt in range(1, self._asking.retries + 2):
             try:
-                return await self._teacher.create_batch(file, wave)
+                self._store.name_batch(wave.name, await self._teacher.create_batch(wave.file, wave.name))
+                return
             except TeacherFault as fault:
-                found = await self._persist(self._teacher.find_batch, wave)
-                if found is not None:
-                    return found
+                if fault.verdict == "retry" and (found := await self._find(wave)):
+                    self._store.name_batch(wave.name, found)
+                    return
                 if fault.verdict not in ("retry", "limited") or attempt > self._asking.retries:
-                    self._store.end_wave(wave, (), ())
+                    self._store.end_wave(wave.name, (), ())
                     raise TeacherFault("stop", f"the batch was not taken: {fault}") from None
                 await asyncio.sleep(backoff(fault, attempt))
-        raise AssertionError("the last attempt returns or raises")
+
+    async def _find(self, wave: Wave) -> str | None:
+        """The batch of a wave that the server may have taken."""
+        try:
+            return await persist(self._asking.retries, self._teacher.find_batch, wave.name, wave.file)
+        except TeacherFault as fault:
+            if fault.status not in NO_SUCH_CALL:
+                raise
+            # it keeps no list: the requests may be billed, and count with their highest cost.
+            self._store.end_wave(wave.name, (), self._store.wave_costs(wave.name).keys())
+            raise TeacherFault(
+                "stop", f"whether a batch was taken cannot be known: the server has no list of batches ({fault})"
+            ) from None
 
     # ---- after a batch
 
@@ -239,19 +255,25 @@ class BatchRun:
         expected = _ended_requests(batch) if batch.status == "completed" else 0
         lines: list[dict[str, Any]] = []
         for attempt in range(1, self._asking.retries + 2):
-            try:
-                texts = [await self._persist(self._teacher.download, file) for file in files]
-            except TeacherFault as fault:
-                if fault.status != GONE:
-                    raise
-                print(f"batch {batch.id}: a file of its results is gone: {fault}", file=sys.stderr, flush=True)
+            texts = [await self._download(batch, file) for file in files]
+            lines, broken = _parse_lines("\n".join(filter(None, texts)))
+            if None in texts:
                 break
-            lines, broken = _parse_lines("\n".join(texts))
             if not broken and len(lines) >= expected:
                 return lines, True
             print(f"batch {batch.id}: its results came incomplete, {broken} lines unreadable", file=sys.stderr)
             await asyncio.sleep(backoff(TeacherFault("retry", "incomplete"), attempt))
         return lines, False
+
+    async def _download(self, batch: Any, file: str) -> str | None:
+        """The text of a file of results; None if the server no longer has it."""
+        try:
+            return await self._persist(self._teacher.download, file)
+        except TeacherFault as fault:
+            if fault.status != GONE:
+                raise
+            print(f"batch {batch.id}: a file of its results is gone: {fault}", file=sys.stderr, flush=True)
+            return None
 
     async def _persist(self, call: Any, argument: Any) -> Any:
         return await persist(self._asking.retries, call, argument)
@@ -286,13 +308,24 @@ def _reply(line: dict[str, Any], model: str) -> Reply:
     response, error = line.get("response"), line.get("error")
     if not isinstance(response, dict):
         raise TeacherFault("retry", f"in the batch: {json.dumps(error)}")
-    status, body = response.get("status_code"), response.get("body")
-    if status == 200:
-        return read_reply(body)
-    fault = status_fault(status if isinstance(status, int) else 500, body, {})
-    if fault.verdict == "refused":
-        return Reply(str(fault)[:300], "refused", model, 0, 0)
-    raise fault
+    status, body = str(response.get("status_code")), response.get("body")
+    if isinstance(body, str):
+        # some servers put the body in as text.
+        body = _json_or_none(body)
+    if status.isdecimal() and int(status) != OK:
+        fault = status_fault(int(status), body, {})
+        if fault.verdict == "refused":
+            return Reply(str(fault)[:300], "refused", model, 0, 0)
+        raise fault
+    raise_error_in(body)
+    return read_reply(body)
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _paid(reply: Reply, price: Price, highest: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import openai
 
-from data_prep.teacher.faults import TeacherFault, fault_of
+from data_prep.teacher.faults import TeacherFault, fault_of, raise_error_in
 from data_prep.teacher.job import MalformedReplyError, Reply, read_reply
 from data_prep.teacher.transport import bound_reply
 from uner_jax.records import InputError
@@ -75,7 +75,9 @@ class Teacher:
             raw = await self._client.chat.completions.with_raw_response.create(
                 **known, extra_body=rest, extra_headers={"Idempotency-Key": key}
             )
-            reply = read_reply(_json(raw.text))
+            body_of_reply = _json(raw.text)
+            raise_error_in(body_of_reply)
+            reply = read_reply(body_of_reply)
             return dataclasses.replace(reply, content=self.masked(reply.content)), raw.headers
 
         return await self._once(send)
@@ -99,15 +101,23 @@ class Teacher:
         return _identifier(batch)
 
     async def batch(self, batch: str) -> Any:
-        """A batch as it is now."""
-        return await self._once(lambda: self._client.batches.retrieve(batch))
+        """A batch as it is now; it has a `status`."""
 
-    async def find_batch(self, wave: str) -> str | None:
-        """The id of the batch that is marked with the wave's name; None if there is none."""
+        async def retrieve() -> Any:
+            found = await self._client.batches.retrieve(batch)
+            if not isinstance(getattr(found, "status", None), str):
+                raise MalformedReplyError(f"batch {batch} has no status: {found}")
+            return found
+
+        return await self._once(retrieve)
+
+    async def find_batch(self, wave: str, file: str) -> str | None:
+        """The id of the batch that is marked with the wave's name or made of the file; None if there is none."""
 
         async def search() -> str | None:
             async for batch in self._client.batches.list(limit=100):
-                if (batch.metadata or {}).get(WAVE_MARK) == wave:
+                marks = getattr(batch, "metadata", None) or {}
+                if marks.get(WAVE_MARK) == wave or getattr(batch, "input_file_id", None) == file:
                     return _identifier(batch)
             return None
 
@@ -127,8 +137,8 @@ class Teacher:
         try:
             # the client's own limit is one of silence: a server that drips would hold it for ever.
             return await asyncio.wait_for(call(), seconds or self._timeout)
-        except (openai.OpenAIError, MalformedReplyError, TimeoutError, ValueError) as error:
-            fault = fault_of(error)
+        except (openai.OpenAIError, MalformedReplyError, TimeoutError, ValueError, TeacherFault) as error:
+            fault = error if isinstance(error, TeacherFault) else fault_of(error)
             # masked before it is cut: the rest of a key would be one too.
             raise fault.said_as(self.masked(str(fault))[:LONGEST_MESSAGE]) from None
 
@@ -166,7 +176,7 @@ async def persist(retries: int, call: Callable[..., Awaitable[T]], *arguments: A
 
 def _json(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise MalformedReplyError(f"the reply is not JSON: {text!r}") from error
 

@@ -82,6 +82,13 @@ def status_fault(status: int, body: Any, headers: Mapping[str, str]) -> TeacherF
     return TeacherFault("failed", said, status=status)
 
 
+def raise_error_in(body: Any) -> None:
+    """Raise the fault that a reply with status 200 tells of: some servers put an error object where choices belong."""
+    if isinstance(body, dict) and body.get("error") and not body.get("choices"):
+        # as a server's error, which may pass, unless its code says more.
+        raise status_fault(500, body, {})
+
+
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the server asks to wait (RFC 9110, section 10.2.3: a number or a date); None if it says nothing."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):

@@ -66,6 +66,11 @@ def read_reply(body: Any) -> Reply:
         raise MalformedReplyError(f"no message in the reply {json.dumps(body)}") from error
     if content is None and reason == "content_filter":
         content = ""
+    if isinstance(content, list):
+        # the newer form: parts, each with its type.
+        parts = [part.get("text") for part in content if isinstance(part, dict)]
+        texts = [text for text in parts if isinstance(text, str)]
+        content = "".join(texts) if texts else None
     if not isinstance(content, str):
         raise MalformedReplyError(f"the message has no content: {json.dumps(message)}")
     usage = body.get("usage")

@@ -23,7 +23,8 @@ CREATE TABLE answers (
 CREATE TABLE sent (id INTEGER PRIMARY KEY, key TEXT NOT NULL, wave TEXT NOT NULL, cost REAL NOT NULL);
 CREATE INDEX sent_by_wave ON sent (wave);
 CREATE TABLE waves (
-    wave TEXT PRIMARY KEY, batch TEXT, server TEXT NOT NULL, input_price REAL NOT NULL, output_price REAL NOT NULL
+    wave TEXT PRIMARY KEY, batch TEXT, file TEXT NOT NULL, server TEXT NOT NULL,
+    input_price REAL NOT NULL, output_price REAL NOT NULL
 ) WITHOUT ROWID;
 """
 
@@ -39,13 +40,14 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Wave:
-    """A batch that is under way: our name for it, the server's, which server, and USD a token as it was sent.
+    """A batch that is under way: our name for it, the server's, its input file, which server, and USD a token.
 
     `batch` is None as long as it is not known whether the server took it.
     """
 
     name: str
     batch: str | None
+    file: str
     server: str
     input_price: float
     output_price: float
@@ -112,7 +114,8 @@ class AnswerStore:
 
     def cost(self) -> float:
         """USD spent, with the highest cost of all that is under way or whose answer was lost."""
-        return self._cost
+        # not below 0 by rounding.
+        return max(0.0, self._cost)
 
     def lost(self) -> int:
         """How many requests were sent whose answer never came."""
@@ -151,7 +154,7 @@ class AnswerStore:
     def begin_wave(self, wave: Wave, costs: dict[str, float]) -> None:
         """Write down that the requests of these keys, with their highest costs, are about to be sent as a batch."""
         with _transaction(self._db):
-            self._db.execute("INSERT INTO waves VALUES (?, ?, ?, ?, ?)", astuple(wave))
+            self._db.execute("INSERT INTO waves VALUES (?, ?, ?, ?, ?, ?)", astuple(wave))
             rows = ((key, wave.name, cost) for key, cost in costs.items())
             self._db.executemany("INSERT INTO sent (key, wave, cost) VALUES (?, ?, ?)", rows)
         self._sum_up()
