@@ -434,6 +434,7 @@ OTHER = {
     "gradient_accumulation": (2, "memory"),
     "model.source": (None, "losses"),  # a checkpoint of the base
     "model.remat": ("none", "memory"),
+    "model.strict_kernels": (None, "error"),
     "data.dir": ("other", "losses"),
     "data.name": ("few", "losses"),
     "data.batch_size": (8, "losses"),
@@ -442,6 +443,7 @@ OTHER = {
     "optimizer.warmup_ratio": (0.0, "rates"),
     "optimizer.schedule": ("linear", "rates"),
     "optimizer.weight_decay": (1.0, "losses"),
+    "optimizer.first_moment_dtype": ("bfloat16", "losses"),
     "optimizer.clip_norm": (1e-9, "losses"),
     "mesh.data": (None, "error"),
     "mesh.fsdp": (None, "error"),

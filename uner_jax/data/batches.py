@@ -42,6 +42,7 @@ class PackedRows:
             raise InputError(f"{self.directory}: no token is in the loss; there is nothing to learn")
         self.row_length = row_length
         self._plan = pack_best_fit(self.lengths.tolist(), row_length)
+        self.segments_per_row = max(map(len, self._plan))
         self.answers_per_row = max(int(answers[members].sum()) for members in self._plan)
         self.fill = fill_ratio(self.lengths.tolist(), self._plan, row_length)
 

@@ -6,10 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from uner_jax.mesh import constrain
-from uner_jax.model.attention import causal_attention
 from uner_jax.model.config import LlamaConfig
+from uner_jax.model.kernels import Attention as AttentionKernel
 from uner_jax.model.rotary import rotate
 
 # B batch, T tokens, D model width, H query heads, K kv heads, Dh head width, F mlp width
@@ -88,7 +89,8 @@ class Projection(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Contract the last `inputs` axes of x with the first of the kernel."""
-        y = contract(x, self.kernel[...], self.inputs)
+        # named for the remat policy "dots": what is inside of `contract` no policy sees.
+        y = checkpoint_name(contract(x, self.kernel[...], self.inputs), "projection")
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -109,7 +111,8 @@ class Attention(nnx.Module):
         q_BTHDh = rotate(constrain(self.query(x_BTD), "batch", None, "heads", None), positions_BT, self.config)
         k_BTKDh = rotate(constrain(self.key(x_BTD), "batch", None, "kv_heads", None), positions_BT, self.config)
         v_BTKDh = constrain(self.value(x_BTD), "batch", None, "kv_heads", None)
-        return q_BTHDh, k_BTKDh, v_BTKDh
+        # named for the remat policy "qkv".
+        return checkpoint_name(q_BTHDh, "qkv"), checkpoint_name(k_BTKDh, "qkv"), checkpoint_name(v_BTKDh, "qkv")
 
     def finish(self, mixed_BTHDh: jax.Array) -> jax.Array:
         """Project what the heads attended to back to (B, T, D)."""
@@ -140,10 +143,17 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(config)
         self.mlp = MLP(config, rngs)
 
-    def __call__(self, x_BTD: jax.Array, positions_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        positions_BT: jax.Array,
+        segment_ids_BT: jax.Array | None,
+        attend: AttentionKernel,
+    ) -> jax.Array:
         """(B, T, D) to (B, T, D), over whole rows."""
+        x_BTD = checkpoint_name(x_BTD, "block_input")
         q, k, v = self.attention.project(self.attention_norm(x_BTD), positions_BT)
-        return self.finish(x_BTD, causal_attention(q, k, v, segment_ids_BT))
+        return self.finish(x_BTD, attend(q, k, v, segment_ids_BT))
 
     def finish(self, x_BTD: jax.Array, mixed_BTHDh: jax.Array) -> jax.Array:
         """Add what attention gave, and the MLP's part."""

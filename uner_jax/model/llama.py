@@ -1,5 +1,6 @@
 """LLaMA: an embedding, a scanned stack of blocks, a norm and a head (arXiv 2302.13971)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -10,19 +11,41 @@ from uner_jax.mesh import constrain
 from uner_jax.model.attention import masked_attention
 from uner_jax.model.cache import Cache
 from uner_jax.model.config import LlamaConfig
+from uner_jax.model.kernels import Attention
 from uner_jax.model.layers import Block, RMSNorm, normal_param
 
 # B batch, T tokens, S cache slots, D model width, V vocabulary, L layers
 
-Remat = Literal["none", "full"]
+Remat = Literal["none", "full", "dots", "qkv", "offload"]
+
+
+REFERENCE = Attention()
+
+
+def _policy(remat: Remat) -> Callable[..., bool] | None:
+    """What `jax.checkpoint` keeps of a block; its arguments it always does."""
+    if remat == "dots":
+        return jax.checkpoint_policies.save_only_these_names("projection")
+    if remat == "qkv":
+        return jax.checkpoint_policies.save_only_these_names("qkv")
+    if remat == "offload":
+        return jax.checkpoint_policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=["block_input"],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return None
 
 
 class Llama(nnx.Module):
     """A LLaMA whose blocks are stacked along a leading layer axis.
 
     Parameters are float32 from the initialiser (`load_model` may choose another dtype);
-    `compute_dtype` is the dtype of activations and of the matrix products. `remat` "full" keeps
-    only each block's input for the backward pass and computes the rest again.
+    `compute_dtype` is the dtype of activations and of the matrix products, `attention` the kernel over whole
+    rows. `remat` says what a block keeps for its backward pass, which computes the rest again: "none" all,
+    "full" its input only, "dots" the results of its matrix products, "qkv" its input, queries, keys and values, and
+    "offload" its input, in the host's memory.
     """
 
     def __init__(
@@ -31,10 +54,12 @@ class Llama(nnx.Module):
         rngs: nnx.Rngs,
         compute_dtype: jnp.dtype | type = jnp.float32,
         remat: Remat = "none",
+        attention: Attention = REFERENCE,
     ):
         self.config = config
         self.compute_dtype = jnp.dtype(compute_dtype)
         self.remat = remat
+        self.attention = attention
         table = (config.vocab_size, config.hidden_size)
         self.embedding = normal_param(rngs, table, ("vocab", "embed"))
         keys_L = jax.random.split(rngs.params(), config.num_hidden_layers)
@@ -68,9 +93,9 @@ class Llama(nnx.Module):
             positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
 
         def step(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, None]:
-            return block(x_BTD, positions_BT, segment_ids_BT), None
+            return block(x_BTD, positions_BT, segment_ids_BT, self.attention), None
 
-        body = jax.checkpoint(step) if self.remat == "full" else step
+        body = step if self.remat == "none" else jax.checkpoint(step, policy=_policy(self.remat))
         x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
         return self.norm(x_BTD)
 
@@ -99,9 +124,13 @@ class Llama(nnx.Module):
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Project `hidden` of any leading shape to the vocabulary, in float32."""
-        table_VD = (self.embedding if self.head is None else self.head)[...].astype(hidden_BTD.dtype)
-        table_VD = constrain(table_VD, "vocab", None)
+        table_VD = constrain(self.output_table.astype(hidden_BTD.dtype), "vocab", None)
         return jnp.einsum("...d,vd->...v", hidden_BTD, table_VD, preferred_element_type=jnp.float32)
+
+    @property
+    def output_table(self) -> jax.Array:
+        """The rows that hidden states are compared with, one a word of the vocabulary: (V, D)."""
+        return (self.embedding if self.head is None else self.head)[...]
 
     def _embed(self, tokens_BT: jax.Array) -> jax.Array:
         # the table is gathered over fsdp first: cut over both axes, the lookup makes the partitioner copy it all.

@@ -27,7 +27,10 @@ class ModelConfig:
     architecture: LlamaConfig = TINY
     """Sizes of a random model, used where `source` is empty; vocab_size 0 takes the data set's tokenizer's."""
     remat: Remat = "full"
-    """What a block keeps for its backward pass: "none" all, "full" its input only (less memory, a third more work)."""
+    """What a block keeps for its backward pass: "none" all, "full" its input only (least memory, a third more work),
+    "dots" the results of its matrix products, "qkv" queries, keys and values, "offload" its input, on the host."""
+    strict_kernels: bool = False
+    """Fail where the platform's fused attention cannot be used, instead of using the reference."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +59,8 @@ class OptimizerConfig:
     """How the learning rate falls after the warm-up: to 0 along a cosine, to 0 in a line, not at all."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    first_moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of AdamW's first moment; bfloat16 saves two bytes a parameter."""
     clip_norm: float = 1.0
     """Gradients of a larger global norm are scaled down to it; 0 does not clip."""
 

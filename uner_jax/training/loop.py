@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from uner_jax.data.batches import Batch, PackedRows, batches
 from uner_jax.data.builder import dataset_tokenizer, versions
 from uner_jax.mesh import make_mesh, sharding_of
+from uner_jax.model.kernels import Attention, choose_attention
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, tree_shardings
 from uner_jax.records import InputError, write_json
@@ -43,7 +44,7 @@ def train(config: TrainConfig) -> None:
     optimizer = make_optimizer(config.optimizer, steps)
 
     with jax.set_mesh(mesh):
-        abstract = _abstract_state(config, tokenizer, optimizer)
+        abstract = _abstract_state(config, tokenizer, optimizer, rows, mesh)
         data_state = DataState(rows.fingerprint(), config.seed, config.data.batch_size)
         checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state)
         done = checkpoints.latest() or 0
@@ -129,7 +130,9 @@ def _flat(tree: dict[str, Any], without: tuple[str, ...]) -> dict[str, Any]:
     return flatten({name: value for name, value in tree.items() if name not in without})
 
 
-def _abstract_state(config: TrainConfig, tokenizer: Tokenizer, optimizer: Any) -> TrainState:
+def _abstract_state(
+    config: TrainConfig, tokenizer: Tokenizer, optimizer: Any, rows: PackedRows, mesh: Mesh
+) -> TrainState:
     """The shapes of the state: nothing is allocated."""
     if config.model.source:
         architecture = load_config(config.model.source)
@@ -144,8 +147,21 @@ def _abstract_state(config: TrainConfig, tokenizer: Tokenizer, optimizer: Any) -
             f"data.row_length {config.data.row_length} exceeds the model's max_position_embeddings "
             f"{architecture.max_position_embeddings}; lower data.row_length"
         )
-    model = abstract_model(architecture, compute_dtype=jnp.dtype(config.dtype), remat=config.model.remat)
+    dtype = jnp.dtype(config.dtype)
+    attention = _attention(config, mesh, rows, architecture.head_dim)
+    model = abstract_model(architecture, compute_dtype=dtype, remat=config.model.remat, attention=attention)
     return TrainState(model, jax.eval_shape(optimizer.init, model))
+
+
+def _attention(config: TrainConfig, mesh: Mesh, rows: PackedRows, head_width: int) -> Attention:
+    """The attention for the mesh; where it is not the fused one, that is said or, with strict_kernels, an error."""
+    dtype = jnp.dtype(config.dtype)
+    attention, why = choose_attention(mesh, config.data.row_length, rows.segments_per_row, head_width, dtype)
+    if why and config.model.strict_kernels:
+        raise InputError(f"model.strict_kernels: {why}")
+    if why:
+        print(f"attention  the reference, which is slow and takes memory: {why}", file=sys.stderr, flush=True)
+    return attention
 
 
 def _initial_state(config: TrainConfig, abstract: TrainState, optimizer: Any, mesh: Mesh) -> TrainState:
@@ -154,12 +170,12 @@ def _initial_state(config: TrainConfig, abstract: TrainState, optimizer: Any, me
     shape = abstract.model
     if config.model.source:
         model = load_model(config.model.source, mesh=mesh)
-        model.compute_dtype, model.remat = shape.compute_dtype, shape.remat
+        model.compute_dtype, model.remat, model.attention = shape.compute_dtype, shape.remat, shape.attention
     else:
 
         def init() -> Llama:
             rngs = nnx.Rngs(jax.random.key(config.seed))
-            return Llama(shape.config, rngs, compute_dtype=shape.compute_dtype, remat=shape.remat)
+            return Llama(shape.config, rngs, shape.compute_dtype, shape.remat, shape.attention)
 
         model = jax.jit(init, out_shardings=shardings.model)()
     return TrainState(model, jax.jit(optimizer.init, out_shardings=shardings.optimizer)(model))
@@ -192,7 +208,7 @@ def _describe(config: TrainConfig, model: Llama, rows: PackedRows, mesh: Mesh, s
     parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
     print(
         f"model      {config.model.source or 'random weights'}: {parameters / 1e6:,.1f} M parameters, "
-        f"computing in {config.dtype}, remat {config.model.remat}\n"
+        f"computing in {config.dtype}, remat {config.model.remat}, attention {model.attention.kernel}\n"
         f"mesh       {dict(mesh.shape)} on {jax.device_count()} {mesh.devices.flat[0].platform} device(s)\n"
         f"data       {rows.directory}: {rows.conversations:,} conversations, {rows.lengths.sum():,} tokens in "
         f"{len(rows):,} rows of {config.data.row_length}, {rows.fill:.1%} full\n"

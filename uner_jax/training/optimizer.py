@@ -25,5 +25,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """Clipping by the global norm, then AdamW."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.adamw(make_schedule(config, steps), *BETAS, weight_decay=config.weight_decay)
+    adamw = optax.adamw(
+        make_schedule(config, steps), *BETAS, weight_decay=config.weight_decay, mu_dtype=config.first_moment_dtype
+    )
     return optax.chain(clip, adamw)
