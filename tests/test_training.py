@@ -25,6 +25,7 @@ from uner_jax.data.builder import Example, build, dataset_directory
 from uner_jax.mesh import make_mesh
 from uner_jax.model import attention
 from uner_jax.model.config import LlamaConfig, RopeScaling
+from uner_jax.model.kernels import Attention
 from uner_jax.model.parameters import abstract_model, flatten, parameter_axes
 from uner_jax.records import InputError, read_rows
 from uner_jax.template import encode_conversation
@@ -755,12 +756,14 @@ def test_help_lists_every_field(recipe_file, recipe, tmp_path, capsys):
 
 def test_every_field_is_taken_from_the_command_line(recipe, recipe_file, monkeypatch):
     given = {
-        name: value if value is not None else {"str": "x", "int": 7}[type(leaf_of(recipe, name)).__name__]
+        name: value if value is not None else {"str": "x", "int": 7, "bool": True}[type(leaf_of(recipe, name)).__name__]
         for name, (value, _) in OTHER.items()
     }
     taken = []
     monkeypatch.setattr(train, "train", taken.append)
-    train.main([str(recipe_file), *(f"--{name.replace('_', '-')}={value}" for name, value in given.items())])
+    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
+    words = (flag if value is True else f"{flag}={value}" for flag, value in flags.items())
+    train.main([str(recipe_file), *words])
     assert {name: leaf_of(taken[0], name) for name in given} == given
     assert all(leaf_of(recipe, name) != value for name, value in given.items())
 
@@ -769,6 +772,19 @@ def leaf_of(config, name):
     for part in name.split("."):
         config = getattr(config, part)
     return config
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_slow_kernel_is_said_or_with_strict_kernels_refused(recipe, tmp_path, monkeypatch, capsys, strict):
+    monkeypatch.setattr(loop, "choose_attention", lambda *_: (Attention(), "no such thing as a fused one here"))
+    config = changed(recipe, run_dir=str(tmp_path / "run"), steps=1, model__strict_kernels=strict)
+    if strict:
+        with pytest.raises(InputError, match=r"model\.strict_kernels: no such thing"):
+            loop.train(config)
+        return
+    loop.train(config)
+    shown = capsys.readouterr().err
+    assert "the reference, which is slow and takes memory: no such thing" in shown and "attention reference" in shown
 
 
 # ---- meshes

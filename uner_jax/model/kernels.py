@@ -67,10 +67,10 @@ class Attention:
         kv_heads = k_BTKDh.shape[2]
         groups = heads // kv_heads
         block = next(size for size in SPLASH_BLOCKS if length % size == 0)
-        sizes = splash.BlockSizes(**dict.fromkeys(_block_fields(splash.BlockSizes), block))
+        sizes: dict[str, Any] = dict.fromkeys(_block_fields(splash.BlockSizes), block)
         mask = masks.MultiHeadMask([masks.CausalMask((length, length))] * groups)
         kernel = splash.make_splash_mqa(
-            mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=self.interpret
+            mask, block_sizes=splash.BlockSizes(**sizes), head_shards=1, q_seq_shards=1, interpret=self.interpret
         )
         # the kernel does not scale.
         scaled = (q_BTHDh.astype(jnp.float32) * width**-0.5).astype(q_BTHDh.dtype)
