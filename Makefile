@@ -14,11 +14,15 @@ PARITY = $(VENV)/.parity
 BEAM_VENV = .venv-beam
 BEAM_LOCK = requirements/beam.lock
 BEAM = $(BEAM_VENV)/.ready
+# So do the compilers of TPUs and GPUs, half a gigabyte that training on a CPU has no use for.
+PLAN_VENV = .venv-plan
+PLAN_LOCK = requirements/plan.lock
+PLAN = $(PLAN_VENV)/.ready
 # Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
 PYTEST_ARGS =
 LOCK_ARGS =
 
-.PHONY: help demo test test-beam parity lint lock clean
+.PHONY: help demo test test-beam test-plan parity lint lock clean
 
 help: ## lists these targets (the default)
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -32,6 +36,10 @@ test: $(READY) ## sets up .venv from the lock and runs the tests
 test-beam: $(BEAM) ## sets up an environment with Apache Beam and runs the tests of tests/beam
 	@echo "== pytest tests/beam $(PYTEST_ARGS)"
 	@$(BEAM_VENV)/bin/python -m pytest tests/beam $(PYTEST_ARGS)
+
+test-plan: $(PLAN) ## sets up an environment with the compilers of TPUs and GPUs and runs the tests of tests/plan
+	@echo "== pytest tests/plan $(PYTEST_ARGS)"
+	@$(PLAN_VENV)/bin/python -m pytest tests/plan $(PYTEST_ARGS)
 
 parity: $(PARITY) ## adds torch to .venv and compares our numbers with those of transformers
 	@echo "== pytest tests/parity $(PYTEST_ARGS)"
@@ -54,12 +62,14 @@ lock: ## resolves pyproject.toml into the lock files again
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --universal --generate-hashes \
 	    --python-version 3.11 --no-header --quiet -o $(LOCK) $(LOCK_ARGS) && \
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra beam --universal --generate-hashes \
-	    --python-version 3.11 --no-header --quiet -o $(BEAM_LOCK) $(LOCK_ARGS)
-	@echo "wrote $(LOCK) and $(BEAM_LOCK)"
+	    --python-version 3.11 --no-header --quiet -o $(BEAM_LOCK) $(LOCK_ARGS) && \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra plan --universal --generate-hashes \
+	    --python-version 3.11 --no-header --quiet -o $(PLAN_LOCK) $(LOCK_ARGS)
+	@echo "wrote $(LOCK), $(BEAM_LOCK) and $(PLAN_LOCK)"
 
 clean: ## removes the environments, caches and build output; keeps demo/ and runs/
-	@echo "== removing $(VENV), $(BEAM_VENV), caches and build output"
-	@rm -rf $(VENV) $(BEAM_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	@echo "== removing $(VENV), $(BEAM_VENV), $(PLAN_VENV), caches and build output"
+	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call new_venv,DIRECTORY): an empty environment; git and ruff must pass over one of any name, and Python before 3.13
@@ -89,6 +99,13 @@ $(BEAM): $(BEAM_LOCK) pyproject.toml
 	$(call new_venv,$(BEAM_VENV))
 	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BEAM_LOCK)
 	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
+	@touch $@
+
+$(PLAN): $(PLAN_LOCK) pyproject.toml
+	@echo "== setting up $(PLAN_VENV) from $(PLAN_LOCK): a few minutes"
+	$(call new_venv,$(PLAN_VENV))
+	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(PLAN_LOCK)
+	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
 	@touch $@
 
 # The constraints are the lock without its hashes: one hash would put pip into hash-checking mode, and

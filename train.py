@@ -2,7 +2,11 @@
 
 CONFIG.py has a function `config()` that returns a TrainConfig (see configs/). Every field can be
 overridden; `python train.py CONFIG.py --help` lists them. Run the same command again and it goes on
-from the newest checkpoint of its run_dir.
+from the newest checkpoint of its run_dir that is whole. SIGTERM saves one and ends the run with 0.
+
+On several hosts run the same command on each, with one run_dir that all of them reach. TPU hosts and the
+tasks of a SLURM step find each other; elsewhere JAX_COORDINATOR_ADDRESS (HOST:PORT of the first),
+JAX_NUM_PROCESSES and JAX_PROCESS_ID (from 0) say who they are.
 """
 
 import runpy
@@ -12,6 +16,7 @@ from pathlib import Path
 import tyro
 
 from uner_jax.command import run_command
+from uner_jax.mesh import start_distributed
 from uner_jax.records import InputError
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.loop import train
@@ -24,6 +29,7 @@ def main(arguments: list[str]) -> None:
             read_config(TrainConfig(), "train.py CONFIG.py", ["--help"])
         print(__doc__, file=sys.stderr)
         sys.exit(2)
+    start_distributed()
     train(read_config(load_recipe(arguments[0]), f"train.py {arguments[0]}", arguments[1:]))
 
 

@@ -433,6 +433,8 @@ OTHER = {
     "epochs": (0.5, "steps"),
     "dtype": ("bfloat16", "losses"),
     "gradient_accumulation": (2, "memory"),
+    "max_bad_steps": (None, "error"),  # see test_survival.py
+    "allow_drift": (None, "error"),
     "model.source": (None, "losses"),  # a checkpoint of the base
     "model.remat": ("none", "memory"),
     "model.strict_kernels": (None, "error"),
@@ -554,7 +556,7 @@ def test_every_field_of_the_architecture_reaches_the_model(recipe, tmp_path):
 
 
 def test_metrics_have_a_row_a_step(base, examples):
-    names = ["step", "loss", "answer_tokens", "tokens", "learning_rate", "grad_norm", "seconds"]
+    names = ["step", "loss", "answer_tokens", "tokens", "learning_rate", "grad_norm", "skipped", "seconds"]
     assert all(list(row) == names for row in base.rows)
     assert [row["step"] for row in base.rows] == [1, 2, 3, 4, 5, 6]
     rows = examples[1][:ROWS]
@@ -776,7 +778,9 @@ def leaf_of(config, name):
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_a_slow_kernel_is_said_or_with_strict_kernels_refused(recipe, tmp_path, monkeypatch, capsys, strict):
-    monkeypatch.setattr(loop, "choose_attention", lambda *_: (Attention(), "no such thing as a fused one here"))
+    monkeypatch.setattr(
+        "uner_jax.training.shapes.choose_attention", lambda *_: (Attention(), "no such thing as a fused one here")
+    )
     config = changed(recipe, run_dir=str(tmp_path / "run"), steps=1, model__strict_kernels=strict)
     if strict:
         with pytest.raises(InputError, match=r"model\.strict_kernels: no such thing"):

@@ -1,4 +1,4 @@
-"""The `uner` command: convert, extract, evaluate, view."""
+"""The `uner` command: convert, extract, evaluate, view, plan."""
 
 import sys
 from collections.abc import Callable
@@ -129,12 +129,32 @@ def view(input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")
     print(f"{output}: {write_page(input, output):,} documents", file=sys.stderr)
 
 
+def plan(
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG.py")], topology: str
+) -> Callable[[list[str]], None]:
+    """Compile a recipe's training step for a TPU slice or GPUs that are not there: does it fit, and what would?
+
+    Every field of the recipe can be given as for train.py, such as --data.batch-size 64. Needs the extra `plan`.
+
+    Args:
+        recipe: A recipe (see configs/), before all fields.
+        topology: A slice by shape or name (v5e:4x4, v5e-16, v5p:2x2x1), GPUs (h100x8), several with commas, or all.
+    """
+    from train import load_recipe, read_config
+    from uner_jax.training.plan import print_plan
+    from uner_jax.training.topologies import parse_topologies
+
+    topologies, found = parse_topologies(topology), load_recipe(recipe)
+    return lambda fields: print_plan(read_config(found, f"uner plan {recipe}", fields), topologies)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "convert from-hf": convert_from_hf,
     "convert to-hf": convert_to_hf,
     "extract": extract,
     "evaluate": evaluate,
     "view": view,
+    "plan": plan,
 }
 
 
@@ -159,12 +179,21 @@ def _usage() -> str:
     return "\n".join(["Open named-entity recognition. Each command has --help; --debug shows tracebacks.", "", *lines])
 
 
+def _run(name: str, command: Callable[..., Any], arguments: list[str]) -> None:
+    if command is not plan:
+        tyro.cli(command, prog=f"uner {name}", args=arguments)
+        return
+    # the recipe says which further fields there are.
+    with_fields, fields = tyro.cli(plan, prog=f"uner {name}", args=arguments, return_unknown_args=True)
+    with_fields(fields)
+
+
 def dispatch(arguments: list[str]) -> None:
     """Run the command that the arguments begin with; leaves with 2 if there is no such command."""
     for name, command in COMMANDS.items():
         words = name.split()
         if arguments[: len(words)] == words:
-            tyro.cli(command, prog=f"uner {name}", args=arguments[len(words) :])
+            _run(name, command, arguments[len(words) :])
             return
     asked = not set(arguments).isdisjoint({"-h", "--help"})
     print(_usage(), file=sys.stdout if asked else sys.stderr)

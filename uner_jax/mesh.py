@@ -6,9 +6,14 @@ axis, rows too) and `tensor` (heads, mlp and vocabulary cut).
 """
 
 import dataclasses
+import importlib.util
 import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -35,13 +40,54 @@ class ShardingRules:
 RULES = ShardingRules()
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh over all devices; one of the sizes may be -1, for all the devices that are left.
+COORDINATES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start_distributed() -> None:
+    """Join the processes of a run on several hosts, before any device is asked for; on one machine do nothing.
+
+    TPU hosts and the tasks of a SLURM step find each other; elsewhere each process has the three variables of
+    COORDINATES, for example 10.0.0.1:8476, 2 and 0. Raises InputError if only some of them are set.
+    """
+    given = {name: os.environ[name] for name in COORDINATES if os.environ.get(name)}
+    if given:
+        _check_coordinates(given)
+        address, processes, process = (given[name] for name in COORDINATES)
+        jax.distributed.initialize(address, int(processes), int(process))
+    elif _on_slurm() or _on_tpu():
+        jax.distributed.initialize()
+
+
+def _check_coordinates(given: dict[str, str]) -> None:
+    missing = [name for name in COORDINATES if name not in given]
+    if missing:
+        raise InputError(f"{', '.join(given)} without {', '.join(missing)}: a process of several needs all three")
+    processes, process = (given[name] for name in COORDINATES[1:])
+    if not (processes.isdecimal() and process.isdecimal() and int(process) < int(processes)):
+        raise InputError(
+            f"JAX_PROCESS_ID {process} and JAX_NUM_PROCESSES {processes}: expected a number from 0 and the count"
+        )
+
+
+def _on_slurm() -> bool:
+    # inside srun only: a batch script by itself is one process, whatever the job was given.
+    return "SLURM_STEP_NODELIST" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+
+
+def _on_tpu() -> bool:
+    platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+    return "tpu" in platforms and chips and importlib.util.find_spec("libtpu") is not None
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the devices, by default all there are; one of the sizes may be -1, for all that are left.
 
     Raises InputError if the sizes do not multiply to the number of devices.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
+    count = len(devices)
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes[sizes.index(-1)] = count // known
@@ -50,7 +96,9 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
             f"mesh data={data} fsdp={fsdp} tensor={tensor} does not fit {count} device(s): "
             "the sizes must multiply to their number (one of them may be -1: what is left)"
         )
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    # an axis of 8 on a TPU slice of 4 x 4 has to be cut out of both of its sides.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def partition_spec(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh_shape: dict[str, int]) -> P:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grain
 import numpy as np
@@ -59,6 +60,10 @@ class PackedRows:
         described = b"".join((self.directory / name).read_bytes() for name in ("dataset_info.json", "metadata.json"))
         return hashlib.sha256(described + f"{self.lengths.sum()} {self.row_length}".encode()).hexdigest()[:16]
 
+    def ids(self, row: int) -> list[str]:
+        """The ids of the conversations of a row."""
+        return [self._source[number].id for number in self._plan[row]]
+
     def __len__(self) -> int:
         return len(self._plan)
 
@@ -97,8 +102,19 @@ def batches(
     `batch_size` counts rows over all hosts. The rows are shuffled anew each epoch. The global batch of
     a step is the same however many hosts there are, so the step number is all that a run must remember.
     """
-    endless = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+    endless = _in_order(rows, seed)
     own = endless[host::hosts].batch(batch_size // hosts, drop_remainder=True)
     iterator = iter(own.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
     iterator.set_state({"next_index": start})
     return iterator
+
+
+def record_ids(rows: PackedRows, seed: int, batch_size: int, step: int) -> list[str]:
+    """The ids of the conversations of step `step`'s global batch, as `batches` counts and makes them."""
+    order = _in_order(range(len(rows)), seed)
+    return [name for place in range(batch_size) for name in rows.ids(int(order[step * batch_size + place]))]
+
+
+def _in_order(rows: Any, seed: int) -> grain.MapDataset:
+    """The rows in the order that they are seen in, without end."""
+    return grain.MapDataset.source(rows).seed(seed).shuffle().repeat()

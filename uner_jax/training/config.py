@@ -25,7 +25,8 @@ class ModelConfig:
     source: str = ""
     """Weights to start from: HF directory, GGUF file or checkpoint; empty: random weights of `architecture`."""
     architecture: LlamaConfig = TINY
-    """Sizes of a random model, used where `source` is empty; vocab_size 0 takes the data set's tokenizer's."""
+    """Sizes of a random model, used where `source` is empty (and by `uner plan` where it is not here); vocab_size 0
+    takes that of the data set's tokenizer."""
     remat: Remat = "full"
     """What a block keeps for its backward pass: "none" all, "full" its input only (least memory, a third more work),
     "dots" the results of its matrix products, "qkv" queries, keys and values, "offload" its input, on the host."""
@@ -103,6 +104,10 @@ class TrainConfig:
     """Dtype of activations and matrix products; parameters and optimizer state are float32."""
     gradient_accumulation: int = 1
     """Microbatches that a step's rows are split into, to save memory; the gradients are those of the whole step."""
+    max_bad_steps: int = 5
+    """Steps in a row whose loss or gradient is not finite, after which the run stops; such steps change nothing."""
+    allow_drift: bool = False
+    """Go on with a run though its recipe, data set or tokenizer has changed, and note that in config.json."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -114,6 +119,7 @@ class TrainConfig:
             "seed": (self.seed, 0),
             "steps": (self.steps if self.steps is not None else 1, 1),
             "gradient_accumulation": (self.gradient_accumulation, 1),
+            "max_bad_steps": (self.max_bad_steps, 1),
             "data.batch_size": (self.data.batch_size, 1),
             "data.row_length": (self.data.row_length, 2),
             "checkpoint.every": (self.checkpoint.every, 1),

@@ -21,12 +21,16 @@ class TrainState(NamedTuple):
 
 
 class StepMetrics(NamedTuple):
-    """Scalars of a step: mean loss in nats an answer token, the number of those, norm of the unclipped gradient."""
+    """Scalars of a step: mean loss in nats an answer token, the number of those, norm of the unclipped gradient.
+
+    Where `finite` is false the loss or the norm is not, and the step has left the state as it was.
+    """
 
     loss: jax.Array
     answer_tokens: jax.Array
     tokens: jax.Array
     grad_norm: jax.Array
+    finite: jax.Array
 
 
 Step = Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, StepMetrics]]
@@ -38,8 +42,11 @@ def make_step(optimizer: optax.GradientTransformation, accumulation: int, mesh: 
     def step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, StepMetrics]:
         loss, gradients, answers = _mean_gradients(state.model, batch, accumulation)
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.model)
-        metrics = StepMetrics(loss, answers, jnp.sum(batch["segment_ids"] > 0), optax.tree.norm(gradients))
-        return TrainState(optax.apply_updates(state.model, updates), optimizer_state), metrics
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        after = TrainState(optax.apply_updates(state.model, updates), optimizer_state)
+        kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
+        return kept, StepMetrics(loss, answers, jnp.sum(batch["segment_ids"] > 0), norm, finite)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(tree_shardings(state, mesh), None))
 

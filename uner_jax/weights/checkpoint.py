@@ -8,6 +8,7 @@ the versions that wrote it: a checkpoint can be used without anything beside it.
 import dataclasses
 import logging
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
+from uner_jax.weights.integrity import check_digests, check_seal, read_whole, sealed
 
 FORMAT = "uner_jax/1"
 
@@ -50,14 +52,15 @@ def write_checkpoint(model: Llama, tokenizer: Tokenizer, directory: Path) -> Non
     """Write a checkpoint of the model and its tokenizer. Raises InputError if something is there already."""
     make_way(directory)
     quieten_orbax()
-    ocp.save_checkpointables(
-        epath.Path(directory.absolute()), model_items(model, tokenizer), custom_metadata=metadata_of(model)
-    )
+    items = model_items(model, tokenizer)
+    ocp.save_checkpointables(epath.Path(directory.absolute()), items, custom_metadata=sealed(metadata_of(model), items))
 
 
 def quieten_orbax() -> None:
-    """Keep Orbax from noting, for every small item, that there was nothing to merge."""
+    """Keep Orbax from noting that a small item had nothing to merge, and what it dropped after a failed read."""
     logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler.* was never awaited", RuntimeWarning)
 
 
 def make_way(directory: Path) -> None:
@@ -78,7 +81,7 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 
 def read_metadata(directory: Path) -> dict[str, Any]:
-    """A checkpoint's metadata. Raises InputError if it was not written by this project, or not to its end."""
+    """A checkpoint's metadata. Raises InputError if it was not written by this project, or is damaged."""
     try:
         found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
     except ValueError as error:  # Orbax's for a checkpoint without named items
@@ -88,17 +91,25 @@ def read_metadata(directory: Path) -> dict[str, Any]:
     for item in ("model", "tokenizer"):
         if not (directory / item).is_dir():
             raise InputError(f"{directory}: a checkpoint of ours without its {item}; copy it again, whole")
+    check_seal(str(directory), found)
     return found
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
     """The tokenizer that lies in a checkpoint. Raises InputError as `read_metadata` does."""
-    read_metadata(directory)
-    items = ocp.load_checkpointables(epath.Path(directory.absolute()), {"tokenizer": None})
+    metadata = read_metadata(directory)
+    items = read_items(directory, {"tokenizer": None})
+    check_digests(str(directory), metadata, "tokenizer", items["tokenizer"])
     with tempfile.TemporaryDirectory() as temporary:
         for name, text in items["tokenizer"].items():
             Path(temporary, name).write_text(text, encoding="utf-8")
         return load_tokenizer(temporary)
+
+
+def read_items(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Items of a checkpoint: arrays as the leaves wanted say, or, for None, as saved. DamagedError if one cannot be."""
+    quieten_orbax()
+    return read_whole(str(directory), lambda: ocp.load_checkpointables(epath.Path(directory.absolute()), wanted))
 
 
 def config_of(metadata: dict[str, Any]) -> LlamaConfig:
@@ -115,24 +126,33 @@ class CheckpointTensors:
     def __init__(self, directory: Path):
         self.where = str(directory)
         self.directory = epath.Path(directory.absolute())
-        self.config = config_of(read_metadata(directory))
+        self._metadata = read_metadata(directory)
+        self.config = config_of(self._metadata)
 
     def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """All parameters, as the shapes, dtypes and shardings given say. Raises InputError if one does not fit."""
-        found = {name: tuple(saved.shape) for name, saved in self._saved().items()}
+        saved = self._saved()
+        found = {name: tuple(leaf.shape) for name, leaf in saved.items()}
         expected = {name: leaf.shape for name, leaf in abstract.items()}
         if found != expected:
             name = min(name for name in found | expected if found.get(name) != expected.get(name))
             shapes = f"{found.get(name, 'not there')}; the config says {expected.get(name, 'not there')}"
             raise InputError(f"{self.where}: the shape of {name} is {shapes}")
-        return ocp.load_checkpointables(self.directory, {"model": abstract})["model"]
+        # in the dtype of the file first: the digests are of its bits.
+        as_saved = {
+            name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+            for name, leaf in abstract.items()
+        }
+        leaves = read_items(Path(self.where), {"model": as_saved})["model"]
+        check_digests(self.where, self._metadata, "model", leaves)
+        return {name: leaves.pop(name).astype(leaf.dtype) for name, leaf in abstract.items()}
 
     def dtype(self) -> np.dtype:
         """The dtype that the parameters were saved in."""
         return np.dtype(self._saved()["embedding"].dtype)
 
     def _saved(self) -> dict[str, Any]:
-        saved = ocp.checkpointables_metadata(self.directory).metadata["model"]
+        saved = read_whole(self.where, lambda: ocp.checkpointables_metadata(self.directory)).metadata["model"]
         if saved is None:
             raise InputError(f"{self.where}: the list of the model's parameters is not readable; copy it again, whole")
         return saved
