@@ -16,10 +16,10 @@ Destination = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")
 
 
 def convert_from_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
-    """Convert a Hugging Face directory or a GGUF file to a checkpoint of ours.
+    """Convert a Hugging Face directory, a PEFT adapter or a GGUF file to a checkpoint of ours.
 
     Args:
-        source: The directory (config.json, safetensors, tokenizer) or the .gguf file.
+        source: The directory (config.json, safetensors, tokenizer; or an adapter, which is merged) or the .gguf file.
         destination: Directory of the checkpoint; must not exist, or be empty.
         dtype: Dtype of the weights written; the default keeps the source's.
     """
@@ -30,17 +30,32 @@ def convert_from_hf(source: Source, destination: Destination, dtype: Dtype | Non
     print(f"{destination}: checkpoint of {source}", file=sys.stderr)
 
 
-def convert_to_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
+def convert_to_hf(
+    source: Source,
+    destination: Destination,
+    dtype: Dtype | None = None,
+    adapter: Literal["merge", "keep"] = "merge",
+) -> None:
     """Convert a checkpoint, a training run or a GGUF file to a directory that transformers loads.
 
     Args:
         source: A checkpoint directory, a run_dir of train.py (its newest checkpoint), or any model.
         destination: The Hugging Face directory; must not exist, or be empty.
         dtype: Dtype of the weights written; the default keeps the source's.
+        adapter: Adapters of the source: merge them into their base, or keep them apart, as a directory for PEFT.
     """
     from uner_jax.weights import load_model, load_model_tokenizer
     from uner_jax.weights.hf import write_hf
+    from uner_jax.weights.load import read_adapter
+    from uner_jax.weights.peft import write_peft
 
+    if adapter == "keep":
+        kept = read_adapter(source)
+        if kept is None:
+            raise InputError(f"{source}: has no adapters to keep; leave out --adapter keep")
+        write_peft(kept, load_model_tokenizer(source), destination, dtype)
+        print(f"{destination}: PEFT adapter of {source}, for the base {kept.base}", file=sys.stderr)
+        return
     write_hf(load_model(source, None), load_model_tokenizer(source), destination, dtype)
     print(f"{destination}: Hugging Face directory of {source}", file=sys.stderr)
 

@@ -35,6 +35,7 @@ class ShardingRules:
     head_dim: str | None = None
     layers: str | None = None
     norm: str | None = None
+    rank: str | None = None
 
 
 RULES = ShardingRules()

@@ -1,6 +1,6 @@
 """The parts of a block: parameters with logical axes, RMSNorm, attention, SwiGLU."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from uner_jax.mesh import constrain
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.kernels import Attention as AttentionKernel
+from uner_jax.model.quantised import Quantised
 from uner_jax.model.rotary import rotate
 
 # B batch, T tokens, D model width, H query heads, K kv heads, Dh head width, F mlp width
@@ -73,7 +74,10 @@ def _dot(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.Array:
 
 
 class Projection(nnx.Module):
-    """An einsum with a kernel, and a bias where the config has one; computes in the dtype of its input."""
+    """An einsum with a kernel, and a bias where the config has one; computes in the dtype of its input.
+
+    `model.adapters` may quantise the kernel, and set beside it an adapter whose result is added.
+    """
 
     def __init__(
         self,
@@ -83,15 +87,24 @@ class Projection(nnx.Module):
         bias: bool,
         inputs: int = 1,
     ):
-        self.kernel = normal_param(rngs, shape, axes)
+        self.kernel: nnx.Param | Quantised = normal_param(rngs, shape, axes)
+        self.adapter: Callable[[jax.Array], jax.Array] | None = nnx.data(None)
         self.bias = constant_param(0.0, shape[inputs:], axes[inputs:]) if bias else None
         self.inputs = inputs
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Contract the last `inputs` axes of x with the first of the kernel."""
+        y = self._product(x) if self.adapter is None else self._product(x) + self.adapter(x)
         # named for the remat policy "dots": what is inside of `contract` no policy sees.
-        y = checkpoint_name(contract(x, self.kernel[...], self.inputs), "projection")
+        y = checkpoint_name(y, "projection")
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+    def _product(self, x: jax.Array) -> jax.Array:
+        if not isinstance(self.kernel, Quantised):
+            return contract(x, self.kernel[...], self.inputs)
+        # its own checkpoint: under no remat policy is a dequantised kernel kept for the way back.
+        dequantise = jax.checkpoint(lambda x, kernel: contract(x, kernel.dequantised(x.dtype), self.inputs))
+        return dequantise(x, self.kernel)
 
 
 class Attention(nnx.Module):

@@ -33,6 +33,8 @@ def parameter_axes(model: Llama) -> dict[str, tuple[str, ...]]:
     """The logical axes of each parameter; those of the stacked blocks begin with "layers"."""
     axes = {}
     for path, variable in nnx.to_flat_state(nnx.state(model)):
+        if variable.get_value() is None:  # of a model whose other part lies elsewhere
+            continue
         own = variable.get_metadata()["axes"]
         stacked = len(variable.get_value().shape) - len(own)
         axes[".".join(map(str, path))] = ("layers",) * stacked + own

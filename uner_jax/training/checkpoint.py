@@ -24,10 +24,14 @@ from uner_jax.weights.integrity import DamagedError, check_digests, sealed
 
 @dataclasses.dataclass(frozen=True)
 class DataState:
-    """What the order of the batches depends on; with it, the step number says where the data stands."""
+    """What a run stands on beside its recipe; with it, the step number says where the data stands.
+
+    `base` is the fingerprint of the model that adapters are trained for, or empty.
+    """
 
     fingerprint: str
     tokenizer: str
+    base: str
     seed: int
     batch_size: int
 
@@ -42,13 +46,24 @@ class Restored(NamedTuple):
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run, under `run_dir/checkpoints`."""
+    """Writes the checkpoints of one run, under `run_dir/checkpoints`.
 
-    def __init__(self, run_dir: Path, config: CheckpointConfig, tokenizer: Tokenizer, data: DataState):
+    `adapter` is what is noted of the base where adapters are trained (`adapter_metadata`): it is not saved itself.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig,
+        tokenizer: Tokenizer,
+        data: DataState,
+        adapter: dict[str, Any] | None = None,
+    ):
         quieten_orbax()
         self._config = config
         self._tokenizer = tokenizer
         self._data = data
+        self._adapter = adapter
         self._checkpointer = ocp.training.Checkpointer(
             epath.Path(checkpoint_root(run_dir).absolute()),
             preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
@@ -64,6 +79,7 @@ class Checkpoints:
         self._checkpointer.wait()
         items = model_items(state.model, self._tokenizer) | {"optimizer": flatten(state.optimizer)}
         about = {"step": step, "skipped": skipped, "data": dataclasses.asdict(self._data)}
+        about |= {"adapter": self._adapter} if self._adapter else {}
         metadata = sealed(metadata_of(state.model) | about, items)
         self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
 

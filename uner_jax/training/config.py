@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Literal
 
+from uner_jax.model.adapters import AdapterConfig
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Remat
 from uner_jax.records import InputError
@@ -16,6 +17,8 @@ TINY = LlamaConfig(
     num_key_value_heads=2,
     head_dim=16,
 )
+
+ALL_WEIGHTS = AdapterConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +112,7 @@ class TrainConfig:
     allow_drift: bool = False
     """Go on with a run though its recipe, data set or tokenizer has changed, and note that in config.json."""
     model: ModelConfig = ModelConfig()
+    adapter: AdapterConfig = ALL_WEIGHTS
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()

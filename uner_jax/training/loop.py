@@ -9,28 +9,30 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from uner_jax.data.batches import Batch, PackedRows, batches
 from uner_jax.data.builder import dataset_tokenizer, versions
 from uner_jax.mesh import make_mesh, sharding_of
+from uner_jax.model.adapters import split
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
-from uner_jax.model.parameters import tree_shardings
+from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.checkpoint import Checkpoints, DataState, checkpoint_root, restore, saved_steps
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.console import say
 from uner_jax.training.drift import check_data, check_recipe, record_config
+from uner_jax.training.initial import first_state
 from uner_jax.training.metrics import Metrics
 from uner_jax.training.optimizer import make_optimizer, make_schedule
 from uner_jax.training.preemption import Preemption
 from uner_jax.training.shapes import abstract_state, check_architecture, check_batch
 from uner_jax.training.skips import Skips
-from uner_jax.training.step import StepMetrics, TrainState, make_step
-from uner_jax.weights import load_model, load_model_tokenizer
+from uner_jax.training.step import StepMetrics, make_step
+from uner_jax.weights import load_model_tokenizer
+from uner_jax.weights.adapter import adapter_metadata
 from uner_jax.weights.load import load_config
 
 
@@ -47,9 +49,11 @@ def train(config: TrainConfig) -> None:
 
     with jax.set_mesh(mesh), Preemption() as preemption:
         abstract = abstract_state(config, _architecture(config, tokenizer), optimizer, rows, mesh)
-        data_state = DataState(rows.fingerprint(), tokenizer.fingerprint, config.seed, config.data.batch_size)
+        adapter = _adapter_metadata(config)
+        base = adapter["fingerprint"] if adapter else ""
+        data_state = DataState(rows.fingerprint(), tokenizer.fingerprint, base, config.seed, config.data.batch_size)
         changes = check_recipe(config) if saved_steps(run_dir) else {}
-        saved = restore(run_dir, abstract, mesh)
+        saved = restore(run_dir, abstract._replace(model=split(abstract.model)[0]), mesh)
         if saved:
             changes |= check_data(config, saved.step, saved.data, data_state)
         done, skipped = (saved.step, saved.skipped) if saved else (0, 0)
@@ -58,9 +62,9 @@ def train(config: TrainConfig) -> None:
             say(f"{run_dir}: already complete at step {done}")
             return
         record_config(config, done, changes)
-        state = saved.state if saved else _initial_state(config, abstract, optimizer, mesh)
-        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state)
-        step_fn = make_step(optimizer, config.gradient_accumulation, mesh, abstract)
+        state = first_state(config, abstract, optimizer, mesh, saved)
+        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, adapter)
+        step_fn = make_step(optimizer, config.gradient_accumulation, mesh, abstract, config.seed)
         data = batches(
             rows, config.seed, config.data.batch_size, done, host=jax.process_index(), hosts=jax.process_count()
         )
@@ -113,21 +117,13 @@ def _architecture(config: TrainConfig, tokenizer: Tokenizer) -> LlamaConfig:
     return check_architecture(chosen, config, tokenizer.vocab_size)
 
 
-def _initial_state(config: TrainConfig, abstract: TrainState, optimizer: Any, mesh: Mesh) -> TrainState:
-    """Loaded or random parameters and a new optimizer, each array born where it belongs."""
-    shardings = tree_shardings(abstract, mesh)
-    shape = abstract.model
-    if config.model.source:
-        model = load_model(config.model.source, mesh=mesh)
-        model.compute_dtype, model.remat, model.attention = shape.compute_dtype, shape.remat, shape.attention
-    else:
-
-        def init() -> Llama:
-            rngs = nnx.Rngs(jax.random.key(config.seed))
-            return Llama(shape.config, rngs, shape.compute_dtype, shape.remat, shape.attention)
-
-        model = jax.jit(init, out_shardings=shardings.model)()
-    return TrainState(model, jax.jit(optimizer.init, out_shardings=shardings.optimizer)(model))
+def _adapter_metadata(config: TrainConfig) -> dict[str, Any] | None:
+    """What checkpoints note of the base of adapters; None where all weights are trained."""
+    if not config.adapter.rank:
+        return None
+    if not config.model.source:
+        raise InputError("adapter.rank: adapters need a model to adapt; set model.source")
+    return adapter_metadata(config.adapter, config.model.source)
 
 
 def _on_mesh(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
@@ -154,13 +150,22 @@ def _row(step: int, measured: StepMetrics, learning_rate: float) -> dict[str, fl
 
 
 def _describe(config: TrainConfig, model: Llama, rows: PackedRows, mesh: Mesh, steps: int, done: int) -> None:
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(model))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_model(model.config)))
     say(
         f"model      {config.model.source or 'random weights'}: {parameters / 1e6:,.1f} M parameters, "
         f"computing in {config.dtype}, remat {config.model.remat}, attention {model.attention.kernel}\n"
+        f"{_adapter_line(config, model) if config.adapter.rank else ''}"
         f"mesh       {dict(mesh.shape)} on {jax.device_count()} {mesh.devices.flat[0].platform} device(s)\n"
         f"data       {rows.directory}: {rows.conversations:,} conversations, {rows.lengths.sum():,} tokens in "
         f"{len(rows):,} rows of {config.data.row_length}, {rows.fill:.1%} full\n"
         f"steps      {steps:,} of {config.data.batch_size} rows{f', resuming after step {done}' if done else ''}\n"
         f"run        {config.run_dir}"
+    )
+
+
+def _adapter_line(config: TrainConfig, model: Llama) -> str:
+    trained = sum(leaf.size for leaf in jax.tree.leaves(split(model)[0]))
+    return (
+        f"adapter    LoRA of rank {config.adapter.rank} on {', '.join(config.adapter.targets)}: "
+        f"{trained / 1e6:,.1f} M parameters are trained; frozen kernels in {config.adapter.base}\n"
     )

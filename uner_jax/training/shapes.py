@@ -1,6 +1,7 @@
 """The shapes of a run, without its arrays: what the loop fills and what `uner plan` compiles for."""
 
 import dataclasses
+from functools import partial
 from typing import Protocol
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from uner_jax.mesh import sharding_of
+from uner_jax.model.adapters import adapt, split
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.kernels import Attention, choose_attention
 from uner_jax.model.parameters import abstract_model, tree_shardings
@@ -64,7 +66,9 @@ def abstract_state(
     attention = _attention(config, mesh, rows, architecture.head_dim)
     dtype = jnp.dtype(config.dtype)
     model = abstract_model(architecture, compute_dtype=dtype, remat=config.model.remat, attention=attention)
-    return TrainState(model, jax.eval_shape(optimizer.init, model))
+    if config.adapter.rank:
+        model = jax.eval_shape(partial(adapt, config=config.adapter, key=jax.random.key(config.seed)), model)
+    return TrainState(model, jax.eval_shape(optimizer.init, split(model)[0]))
 
 
 def _attention(config: TrainConfig, mesh: Mesh, rows: RowShape, head_width: int) -> Attention:

@@ -2,7 +2,8 @@
 
 A checkpoint is a directory of named items: `model` (parameters by name), `tokenizer` (the text of
 its Hugging Face files) and, while training, `optimizer`. The metadata holds the model's config and
-the versions that wrote it: a checkpoint can be used without anything beside it.
+the versions that wrote it: a checkpoint can be used without anything beside it. Where adapters are
+trained, `model` holds them alone, and the metadata says where the base lies (`weights.adapter`).
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from uner_jax.model.adapters import split
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten
@@ -28,8 +30,8 @@ FORMAT = "uner_jax/1"
 
 
 def model_items(model: Llama, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The items that every checkpoint holds."""
-    return {"model": flatten(model), "tokenizer": tokenizer_files(tokenizer)}
+    """The items that every checkpoint holds: of a model with adapters, those alone."""
+    return {"model": flatten(split(model)[0]), "tokenizer": tokenizer_files(tokenizer)}
 
 
 def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
@@ -128,6 +130,7 @@ class CheckpointTensors:
         self.directory = epath.Path(directory.absolute())
         self._metadata = read_metadata(directory)
         self.config = config_of(self._metadata)
+        self.adapter: dict[str, Any] | None = self._metadata.get("adapter")
 
     def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
         """All parameters, as the shapes, dtypes and shardings given say. Raises InputError if one does not fit."""
@@ -146,6 +149,10 @@ class CheckpointTensors:
         leaves = read_items(Path(self.where), {"model": as_saved})["model"]
         check_digests(self.where, self._metadata, "model", leaves)
         return {name: leaves.pop(name).astype(leaf.dtype) for name, leaf in abstract.items()}
+
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters, by name."""
+        return {name: tuple(saved.shape) for name, saved in self._saved().items()}
 
     def dtype(self) -> np.dtype:
         """The dtype that the parameters were saved in."""

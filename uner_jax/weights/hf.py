@@ -48,7 +48,7 @@ class HFTensors:
         )
         self._files: dict[str, Any] = {}
         for path in _shards(directory):
-            file = _open(path)
+            file = open_safetensors(path)
             self._files |= {name: file for name in file.keys() if not name.endswith(BUFFERS)}  # noqa: SIM118
 
     def names(self) -> set[str]:
@@ -76,7 +76,8 @@ def _shards(directory: Path) -> list[Path]:
     raise InputError(f"{directory}: has neither model.safetensors nor model.safetensors.index.json")
 
 
-def _open(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """An open safetensors file; InputError if it is not readable as one."""
     try:
         return safe_open(path, "np")
     except (SafetensorError, OSError) as error:

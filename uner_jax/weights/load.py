@@ -1,4 +1,4 @@
-"""One `load_model` for whatever a path is: a Hugging Face directory, a GGUF file, a checkpoint of ours."""
+"""One `load_model` for whatever a path is: a Hugging Face or PEFT directory, a GGUF file, a checkpoint of ours."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,12 @@ from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, tree_shardings, unflatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
+from uner_jax.weights.adapter import Adapter, read_checkpoint_adapter
 from uner_jax.weights.checkpoint import CheckpointTensors, checkpoint_directory, read_tokenizer
 from uner_jax.weights.gguf import GGUFTensors
 from uner_jax.weights.hf import HFTensors
 from uner_jax.weights.names import TENSOR_NAMES
+from uner_jax.weights.peft import is_peft, peft_base, read_peft
 
 
 class Tensors(Protocol):
@@ -38,8 +40,13 @@ def load_model(
     """Load a model; parameters and computation are in `dtype`, None keeps the dtype of the file.
 
     With a mesh every parameter is placed as `mesh.ShardingRules` says, read a parameter at a time.
+    Adapters (a PEFT directory, a run that trained them) come merged into their base.
     Raises InputError if the path is no model, or has a tensor missing, unknown or of a wrong shape.
     """
+    adapter = read_adapter(path)
+    if adapter is not None:
+        base = load_model(adapter.base, None, mesh)
+        return adapter.merged_into(base, base.compute_dtype if dtype is None else jnp.dtype(dtype), mesh)
     source = _open(Path(path))
     model = abstract_model(source.config)
     if dtype is None:
@@ -63,13 +70,29 @@ def load_model(
 
 def load_config(path: str | os.PathLike) -> LlamaConfig:
     """The architecture of what `load_model` loads, without reading its weights."""
+    if is_peft(Path(path)):
+        return load_config(peft_base(Path(path)))
     return _open(Path(path)).config
 
 
 def load_model_tokenizer(path: str | os.PathLike) -> Tokenizer:
     """The tokenizer that belongs to what `load_model` loads."""
+    path = Path(path)
+    directory = checkpoint_directory(path)
+    if directory:
+        return read_tokenizer(directory)
+    # PEFT itself saves none beside the adapter.
+    if is_peft(path) and not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        return load_model_tokenizer(peft_base(path))
+    return load_tokenizer(path)
+
+
+def read_adapter(path: str | os.PathLike) -> Adapter | None:
+    """The adapters of a PEFT directory, or of a checkpoint or run that trained them; None for any other path."""
+    if is_peft(Path(path)):
+        return read_peft(Path(path))
     directory = checkpoint_directory(Path(path))
-    return read_tokenizer(directory) if directory else load_tokenizer(path)
+    return read_checkpoint_adapter(directory) if directory else None
 
 
 def _open(path: Path) -> HFTensors | GGUFTensors | CheckpointTensors:
