@@ -438,6 +438,12 @@ OTHER = {
     "model.source": (None, "losses"),  # a checkpoint of the base
     "model.remat": ("none", "memory"),
     "model.strict_kernels": (None, "error"),
+    # they need a model to adapt: see test_adapters.py
+    "adapter.rank": (4, "adapter"),
+    "adapter.alpha": (8.0, "adapter"),
+    "adapter.dropout": (0.1, "adapter"),
+    "adapter.targets": (("q_proj",), "adapter"),
+    "adapter.base": ("nf4", "adapter"),
     "data.dir": ("other", "losses"),
     "data.name": ("few", "losses"),
     "data.batch_size": (8, "losses"),
@@ -497,7 +503,7 @@ def test_every_field_has_another_value():
 INSIDE_THE_MODEL = ("dtype", "gradient_accumulation", "model.remat")
 
 
-@pytest.mark.parametrize("field", [name for name in OTHER if OTHER[name][1] not in ("files", "error")])
+@pytest.mark.parametrize("field", [name for name in OTHER if OTHER[name][1] not in ("files", "error", "adapter")])
 def test_every_field_changes_what_a_run_does(field, recipe, base, quick_base, tmp_path):
     value, effect = OTHER[field]
     if field == "model.source":
@@ -763,11 +769,14 @@ def test_every_field_is_taken_from_the_command_line(recipe, recipe_file, monkeyp
     }
     taken = []
     monkeypatch.setattr(train, "train", taken.append)
-    flags = {f"--{name.replace('_', '-')}": value for name, value in given.items()}
-    words = (flag if value is True else f"{flag}={value}" for flag, value in flags.items())
-    train.main([str(recipe_file), *words])
+    train.main([str(recipe_file), *(word for name, value in given.items() for word in flag(name, value))])
     assert {name: leaf_of(taken[0], name) for name in given} == given
     assert all(leaf_of(recipe, name) != value for name, value in given.items())
+
+
+def flag(name, value):
+    values = {bool: [], tuple: value}.get(type(value), [str(value)])
+    return [f"--{name.replace('_', '-')}", *values]
 
 
 def leaf_of(config, name):

@@ -94,13 +94,18 @@ def adapt(model: Llama, config: AdapterConfig, key: jax.Array) -> Llama:
     for number, (target, projection) in enumerate(projections(model).items()):
         kernel, inputs = projection.kernel, projection.inputs
         if target in config.targets:
-            new = jax.jit(lambda k, kernel=kernel, inputs=inputs: Lora(kernel, inputs, config, k))
-            projection.adapter = new(jax.random.fold_in(key, number))
+            projection.adapter = _new_lora(config, inputs, kernel, jax.random.fold_in(key, number))
         if config.base != "float32":
-            projection.kernel = jax.jit(partial(_frozen, inputs, config.base))(kernel)
+            projection.kernel = _frozen(inputs, config.base, kernel)
     return model
 
 
+@partial(jax.jit, static_argnums=(0, 1))
+def _new_lora(config: AdapterConfig, inputs: int, kernel: nnx.Param, key: jax.Array) -> Lora:
+    return Lora(kernel, inputs, config, key)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _frozen(inputs: int, base: Literal["bfloat16"] | QuantisedKind, kernel: nnx.Param) -> Quantised | nnx.Param:
     axes = kernel.get_metadata()["axes"]
     if base == "bfloat16":
@@ -111,11 +116,12 @@ def _frozen(inputs: int, base: Literal["bfloat16"] | QuantisedKind, kernel: nnx.
 def merge(model: Llama) -> Llama:
     """The model, changed in place: kernels + alpha / r A B in float32, and no adapters: it computes the same."""
     for projection in projections(model).values():
-        projection.kernel = jax.jit(_merged)(projection.kernel, projection.adapter)
+        projection.kernel = _merged(projection.kernel, projection.adapter)
         projection.adapter = None
     return model
 
 
+@jax.jit
 def _merged(kernel: nnx.Param | Quantised, adapter: Lora | None) -> nnx.Param:
     def of_layer(parts: tuple[nnx.Param | Quantised, Lora | None]) -> jax.Array:
         kernel, adapter = parts

@@ -111,12 +111,11 @@ def read_peft(directory: Path) -> Adapter:
             raise InputError(f"{directory}: {module.format(layer=0)} is no linear layer of a block of a LLaMA")
         leaves[f"{names[module]}.{side.lower()}"] = _stacked(directory, module, side, layers, rank)
     targets = {_target(module) for module, _ in matrices}
-    config = AdapterConfig(
-        rank=rank,
-        alpha=alpha,
-        dropout=fields.get("lora_dropout") or 0.0,
-        targets=tuple(target for target in TARGETS if target in targets),
-    )
+    dropout, ordered = fields.get("lora_dropout") or 0.0, tuple(target for target in TARGETS if target in targets)
+    try:
+        config = AdapterConfig(rank=rank, alpha=alpha, dropout=dropout, targets=ordered)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
     return Adapter(str(directory), config, peft_base(directory), leaves)
 
 
