@@ -543,7 +543,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(recipe, calm, tmp_path):
 
 
 def test_training_lowers_the_loss_and_saves_adapters_only(recipe, calm):
-    assert calm[-1] < 0.8 * calm[0]
+    assert calm[-1] < 0.9 * calm[0]
     adapter = read_adapter(recipe.run_dir)
     assert adapter.config == recipe.adapter and adapter.base == recipe.model.source
     assert all(".adapter." in name for name in adapter.leaves) and len(adapter.leaves) == 14
