@@ -563,12 +563,12 @@ def test_every_field_changes_what_a_run_does(changes, recipe, calm, tmp_path):
 
 
 def convert(*arguments):
-    run_command(dispatch, ["convert", *map(str, arguments)])
+    dispatch(["convert", *map(str, arguments)])
 
 
 def leave(arguments, capsys):
     with pytest.raises(SystemExit) as exit:
-        convert(*arguments)
+        run_command(dispatch, ["convert", *map(str, arguments)])
     return exit.value.code, capsys.readouterr().err
 
 
