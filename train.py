@@ -18,8 +18,9 @@ import tyro
 from uner_jax.command import run_command
 from uner_jax.mesh import start_distributed
 from uner_jax.records import InputError
-from uner_jax.training.config import TrainConfig
+from uner_jax.training.config import EvaluationConfig, TrainConfig
 from uner_jax.training.loop import train
+from uner_jax.training.validation import Score
 
 
 def main(arguments: list[str]) -> None:
@@ -30,13 +31,23 @@ def main(arguments: list[str]) -> None:
         print(__doc__, file=sys.stderr)
         sys.exit(2)
     start_distributed()
-    train(read_config(load_recipe(arguments[0]), f"train.py {arguments[0]}", arguments[1:]))
+    config = read_config(load_recipe(arguments[0]), f"train.py {arguments[0]}", arguments[1:])
+    train(config, _score(config.evaluation))
 
 
 def read_config(recipe: TrainConfig, program: str, arguments: list[str]) -> TrainConfig:
     """The recipe with the fields that the arguments name; leaves with 2 if they are wrong."""
     flags = (tyro.conf.AvoidSubcommands,)
     return tyro.cli(TrainConfig, prog=program, description=__doc__, default=recipe, args=arguments, config=flags)
+
+
+def _score(config: EvaluationConfig) -> Score | None:
+    """The F1 that the recipe asks for."""
+    if not config.questions:
+        return None
+    from uner_jax.evaluation.run import sampled_f1
+
+    return sampled_f1(Path(config.questions), config.sample, config.max_new_tokens)
 
 
 def load_recipe(path: str) -> TrainConfig:

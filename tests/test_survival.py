@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax.experimental.compilation_cache import compilation_cache
 
 from uner_jax.cli import dispatch
 from uner_jax.command import run_command
@@ -38,26 +37,9 @@ from uner_jax.weights.integrity import digests_of
 
 ROOT = Path(__file__).parent.parent
 STEPS = 6
+pytestmark = pytest.mark.usefixtures("quick_compilation", "lenient_optimizer")
+
 SMALL = dataclasses.replace(TINY, hidden_size=16, intermediate_size=32, num_hidden_layers=1, head_dim=4)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """The same programs again and again: compile each of them once, and quickly."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +76,8 @@ def calm(recipe):
 def rows_of(run_dir):
     """The rows of a run's metrics, without their times."""
     rows = [row for _, row in read_rows(Path(run_dir, "metrics.jsonl"))]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+    timed = ("seconds", "tokens_per_second", "answer_tokens_per_second")
+    return [{name: value for name, value in row.items() if name not in timed} for row in rows]
 
 
 def losses_of(rows):
@@ -114,25 +97,6 @@ def restored(recipe, run_dir):
         optimizer = loop.make_optimizer(recipe.optimizer, STEPS)
         abstract = abstract_state(recipe, loop._architecture(recipe, tokenizer), optimizer, rows, mesh)
         return restore(run_dir, abstract, mesh)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def lenient_optimizer():
-    """Only optax's own arithmetic, which is not strict about dtypes, may promote them."""
-    make_optimizer = loop.make_optimizer
-
-    def lenient(*args):
-        optimizer = make_optimizer(*args)
-
-        def update(*inputs):
-            with jax.numpy_dtype_promotion("standard"):
-                return optimizer.update(*inputs)
-
-        return optimizer._replace(update=update)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_optimizer", lenient)
-        yield
 
 
 def each_batch(monkeypatch, change):

@@ -16,7 +16,6 @@ import numpy as np
 import optax
 import pytest
 import tensorflow_datasets as tfds
-from jax.experimental.compilation_cache import compilation_cache
 
 import train
 from uner_jax.command import run_command
@@ -32,6 +31,7 @@ from uner_jax.template import encode_conversation
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.training import loop
 from uner_jax.training import step as step_module
+from uner_jax.training.ahead import compile_ahead
 from uner_jax.training.config import (
     CheckpointConfig,
     DataConfig,
@@ -65,25 +65,11 @@ SHAPES = [(d, f, 8 // d // f) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if d *
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick_compilation(tmp_path_factory):
-    """Most programs here run a few times: compiling them is what takes the time, and many are the same."""
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def short_rows(quick_compilation):
+    """Rows as short as these are one block of queries: smaller programs."""
     with pytest.MonkeyPatch.context() as patch:
-        # rows as short as these in one block.
         patch.setattr(attention, "BLOCK", 2 * ROW_LENGTH)
         yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 def strict_make_optimizer(config, steps):
@@ -172,20 +158,13 @@ def observed_run(config, quick=False) -> Seen:
     """Run a recipe, and see what comes of it; `quick` with another loss than the model's."""
     memory = []
 
-    def make_measured_step(*args):
-        step = make_step(*args)
-
-        def measured(state, batch):
-            if not memory:
-                compiled.append(step.lower(state, batch).compile())
-                memory.append(compiled[0].memory_analysis().temp_size_in_bytes)
-            return compiled[0](state, batch)
-
-        compiled: list = []
-        return measured
+    def compile_measured(*args):
+        compiled = compile_ahead(*args)
+        memory.append(compiled.memory_analysis().temp_size_in_bytes)
+        return compiled
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "make_step", make_measured_step)
+        patch.setattr(loop, "compile_ahead", compile_measured)
         if quick:
             patch.setattr(step_module, "answer_loss_sum", quick_loss)
         loop.train(config)
@@ -238,10 +217,10 @@ recipe = c.TrainConfig(
     optimizer=c.OptimizerConfig(learning_rate=3e-3), checkpoint=c.CheckpointConfig(every=10, keep=2),
 )
 attention.BLOCK = 512
-last, make_step = {}, loop.make_step
+last, compile_ahead = {}, loop.compile_ahead
 
 def watched(*args):
-    step = make_step(*args)
+    step = compile_ahead(*args)
     def run(state, batch):
         last["state"], metrics = step(state, batch)
         last["batch"] = batch
@@ -261,7 +240,7 @@ def run(name, shape):
              "moments": [cut(state.optimizer[1][0].mu), cut(state.optimizer[1][0].nu)]}
     Path(output, name + ".json").write_text(json.dumps(found))
 
-loop.make_step = watched
+loop.compile_ahead = watched
 for shape in json.loads(shapes):
     run("x".join(map(str, shape)), shape)
 # a checkpoint that was written on one mesh goes on upon another.
@@ -459,6 +438,15 @@ OTHER = {
     "mesh.tensor": (None, "error"),
     "checkpoint.every": (3, "checkpoints"),
     "checkpoint.keep": (1, "checkpoints"),
+    # what they do is seen in test_run.py
+    "evaluation.data": ("few", "measures"),
+    "evaluation.questions": ("questions.json", "measures"),
+    "evaluation.sample": (7, "measures"),
+    "evaluation.every": (3, "measures"),
+    "evaluation.max_new_tokens": (7, "measures"),
+    "profile": ("2:3", "files"),
+    "wandb": ("project", "files"),
+    "export": ("directory", "files"),
 }
 # that each of these changes what the model computes is shown in test_model.py; here, that they reach the model.
 OTHER_ARCHITECTURE = LlamaConfig(
@@ -500,10 +488,11 @@ def test_every_field_has_another_value():
             assert getattr(OTHER_ARCHITECTURE.rope_scaling, field.name) != field.default, field.name
 
 
+ELSEWHERE = ("files", "error", "adapter", "measures")
 INSIDE_THE_MODEL = ("dtype", "gradient_accumulation", "model.remat")
 
 
-@pytest.mark.parametrize("field", [name for name in OTHER if OTHER[name][1] not in ("files", "error", "adapter")])
+@pytest.mark.parametrize("field", [name for name in OTHER if OTHER[name][1] not in ELSEWHERE])
 def test_every_field_changes_what_a_run_does(field, recipe, base, quick_base, tmp_path):
     value, effect = OTHER[field]
     if field == "model.source":
@@ -534,7 +523,7 @@ def test_every_field_changes_what_a_run_does(field, recipe, base, quick_base, tm
 def test_run_dir_is_where_the_files_are(recipe, base):
     names = {path.name for path in Path(recipe.run_dir).iterdir()}
     (events,) = {name for name in names if name.startswith("events.out.tfevents.")}
-    assert names == {"config.json", "metrics.jsonl", "checkpoints", events}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "loss.png", "checkpoints", events}
     assert Path(recipe.run_dir, events).stat().st_size > 1000
 
 
@@ -562,7 +551,8 @@ def test_every_field_of_the_architecture_reaches_the_model(recipe, tmp_path):
 
 
 def test_metrics_have_a_row_a_step(base, examples):
-    names = ["step", "loss", "answer_tokens", "tokens", "learning_rate", "grad_norm", "skipped", "seconds"]
+    names = ["step", "loss", "answer_tokens", "tokens", "learning_rate", "grad_norm", "skipped", "packing", "seconds"]
+    names += ["tokens_per_second", "answer_tokens_per_second"]
     assert all(list(row) == names for row in base.rows)
     assert [row["step"] for row in base.rows] == [1, 2, 3, 4, 5, 6]
     rows = examples[1][:ROWS]
@@ -598,7 +588,7 @@ def test_a_complete_run_says_so_and_changes_nothing(recipe, base, capsys):
     before = snapshot(recipe.run_dir)
     for config in (recipe, changed(recipe, steps=2, checkpoint__keep=1)):
         loop.train(config)
-        assert capsys.readouterr().err.endswith(f"{recipe.run_dir}: already complete at step 6\n")
+        assert f"{recipe.run_dir}: already complete at step 6\n" in capsys.readouterr().err
         assert snapshot(recipe.run_dir) == before
 
 

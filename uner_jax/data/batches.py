@@ -32,6 +32,7 @@ class PackedRows:
             raise InputError(f"{self.directory}: the data set has no conversations")
         counts = np.array([(len(e.tokens), int(np.sum(e.loss_mask))) for e in self._examples()], np.int64)
         self.lengths, answers = counts[:, 0], counts[:, 1]
+        self.answers = int(answers.sum())
         longest = int(self.lengths.max())
         if longest > row_length:
             raise InputError(
@@ -39,7 +40,7 @@ class PackedRows:
                 f"data.row_length {row_length} (the longest has {longest} tokens); raise data.row_length to {longest}, "
                 "or build the data set with a smaller --max-length"
             )
-        if answers.sum() == 0:
+        if self.answers == 0:
             raise InputError(f"{self.directory}: no token is in the loss; there is nothing to learn")
         self.row_length = row_length
         self._plan = pack_best_fit(self.lengths.tolist(), row_length)
@@ -107,6 +108,18 @@ def batches(
     iterator = iter(own.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
     iterator.set_state({"next_index": start})
     return iterator
+
+
+def batches_once(rows: PackedRows, batch_size: int, host: int, hosts: int) -> Iterator[Batch]:
+    """This host's part of batches that have every row once; what fills the last one is in no loss."""
+    for start in range(0, len(rows), batch_size):
+        numbers = range(start + host, start + batch_size, hosts)
+        batch = [rows[number] if number < len(rows) else _unscored(rows[0]) for number in numbers]
+        yield {name: np.stack([row[name] for row in batch]) for name in batch[0]}
+
+
+def _unscored(row: Batch) -> Batch:
+    return row | {"answer_weights": np.zeros_like(row["answer_weights"])}
 
 
 def record_ids(rows: PackedRows, seed: int, batch_size: int, step: int) -> list[str]:

@@ -3,17 +3,21 @@
 import dataclasses
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from uner_jax.command import progress
 from uner_jax.evaluation.scorers import correct_score, exact_span_score, published_score
 from uner_jax.extraction.answers import parse_answer
 from uner_jax.extraction.engine import Engine, Request
 from uner_jax.extraction.spans import occurrences
+from uner_jax.model.llama import Llama
 from uner_jax.records import NO_PASSAGE, InputError, check_conversation, read_rows, write_json, write_rows
 from uner_jax.template import encode_context, encode_question
+from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 
 
@@ -85,7 +89,22 @@ def evaluate(
     return report
 
 
-def _answers(engine: Engine, tokenizer: Any, questions: Sequence[Question]) -> list[str]:
+def sampled_f1(
+    path: Path, sample: int, max_new_tokens: int, batch_size: int = 32
+) -> Callable[[Llama, Tokenizer], float]:
+    """The published F1, in 0..1, of a model on questions of a file: `sample` of them, drawn once and uniformly."""
+    questions = read_questions(path)
+    drawn = np.random.default_rng(0).choice(len(questions), min(sample, len(questions)), replace=False)
+    asked = [questions[place] for place in sorted(drawn)]
+
+    def score(model: Llama, tokenizer: Tokenizer) -> float:
+        answers = _answers(Engine(model, tokenizer.eos_id, batch_size, max_new_tokens), tokenizer, asked)
+        return published_score(answers, [question.gold for question in asked])["f1"]
+
+    return score
+
+
+def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
     contexts: dict[tuple[str, str], tuple[int, ...]] = {}
     requests = []
     for question in questions:

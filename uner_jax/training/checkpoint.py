@@ -2,7 +2,10 @@
 
 import dataclasses
 import itertools
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -49,6 +52,7 @@ class Checkpoints:
     """Writes the checkpoints of one run, under `run_dir/checkpoints`.
 
     `adapter` is what is noted of the base where adapters are trained (`adapter_metadata`): it is not saved itself.
+    `losses` are the validation losses by step that are known from before.
     """
 
     def __init__(
@@ -58,15 +62,17 @@ class Checkpoints:
         tokenizer: Tokenizer,
         data: DataState,
         adapter: dict[str, Any] | None = None,
+        losses: Mapping[int, float] = MappingProxyType({}),
     ):
         quieten_orbax()
         self._config = config
         self._tokenizer = tokenizer
         self._data = data
         self._adapter = adapter
+        self._losses = dict(losses)
         self._checkpointer = ocp.training.Checkpointer(
             epath.Path(checkpoint_root(run_dir).absolute()),
-            preservation_policy=ocp.training.preservation_policies.LatestN(config.keep),
+            preservation_policy=self,
             cleanup_tmp_directories=True,
         )
 
@@ -74,14 +80,23 @@ class Checkpoints:
         """Whether a checkpoint belongs after this step."""
         return step % self._config.every == 0
 
-    def save(self, step: int, state: TrainState, skipped: int) -> None:
+    def save(self, step: int, state: TrainState, skipped: int, validation_loss: float | None = None) -> None:
         """Start to write a checkpoint; the arrays are copied before this returns, the files follow."""
         self._checkpointer.wait()
+        if validation_loss is not None and math.isfinite(validation_loss):
+            self._losses[step] = validation_loss
         items = model_items(state.model, self._tokenizer) | {"optimizer": flatten(state.optimizer)}
         about = {"step": step, "skipped": skipped, "data": dataclasses.asdict(self._data)}
         about |= {"adapter": self._adapter} if self._adapter else {}
         metadata = sealed(metadata_of(state.model) | about, items)
         self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which checkpoints are kept, as Orbax asks: the newest, and the one with the lowest validation loss."""
+        steps = sorted(checkpoint.step for checkpoint in checkpoints)
+        known = [step for step in steps if step in self._losses]
+        kept = {*steps[-self._config.keep :], *sorted(known, key=self._losses.__getitem__)[:1]}
+        return [checkpoint.step in kept for checkpoint in checkpoints]
 
     def close(self) -> None:
         """Wait until everything is on disk."""

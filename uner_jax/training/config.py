@@ -1,6 +1,7 @@
 """The training recipe: one frozen dataclass, every field of which can be given on the command line."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from uner_jax.model.adapters import AdapterConfig
@@ -88,7 +89,23 @@ class CheckpointConfig:
     every: int = 100
     """Steps between checkpoints; the last step has one too."""
     keep: int = 2
-    """How many of the newest are kept."""
+    """How many of the newest are kept, beside the one with the lowest validation loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured during the run, on data that it does not learn from."""
+
+    data: str = ""
+    """Name of a data set in data.dir whose loss is measured at every checkpoint; empty: none."""
+    questions: str = ""
+    """File of conversations (data_prep.conversations or data_prep.bio) that are asked, for an F1; empty: none."""
+    sample: int = 100
+    """Questions that are drawn from that file, the same ones each time."""
+    every: int = 0
+    """Steps between F1s; 0 asks after the last step only."""
+    max_new_tokens: int = 128
+    """Tokens of an answer, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +134,13 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    profile: str = ""
+    """Steps FIRST:LAST, as 10:13, that are traced into run_dir/profile, for TensorBoard or XProf."""
+    wandb: str = ""
+    """Project of Weights & Biases that the metrics go to as well (needs the extra wandb)."""
+    export: str = ""
+    """Hugging Face directory that the last checkpoint is converted to; empty: none."""
 
     def __post_init__(self):
         at_least = {
@@ -128,6 +152,9 @@ class TrainConfig:
             "data.row_length": (self.data.row_length, 2),
             "checkpoint.every": (self.checkpoint.every, 1),
             "checkpoint.keep": (self.checkpoint.keep, 1),
+            "evaluation.sample": (self.evaluation.sample, 1),
+            "evaluation.every": (self.evaluation.every, 0),
+            "evaluation.max_new_tokens": (self.evaluation.max_new_tokens, 1),
             "optimizer.learning_rate": (self.optimizer.learning_rate, 0),
             "optimizer.weight_decay": (self.optimizer.weight_decay, 0),
             "optimizer.clip_norm": (self.optimizer.clip_norm, 0),
@@ -139,3 +166,11 @@ class TrainConfig:
             raise InputError(f"epochs must be greater than 0, found {self.epochs}")
         if not 0 <= self.optimizer.warmup_ratio <= 1:
             raise InputError(f"optimizer.warmup_ratio must be in 0..1, found {self.optimizer.warmup_ratio}")
+        if self.profile and not self.profiled_steps:
+            raise InputError(f"profile must be the first and the last step to trace, as 10:13, found {self.profile!r}")
+
+    @property
+    def profiled_steps(self) -> range:
+        """The steps that are traced: none without `profile`."""
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile)
+        return range(int(match[1]), int(match[2]) + 1) if match else range(0)

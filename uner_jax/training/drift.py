@@ -15,7 +15,10 @@ from uner_jax.training.config import TrainConfig
 from uner_jax.training.console import say
 
 # these may change between the parts of one run.
-FREE = ("run_dir", "steps", "epochs", "mesh", "checkpoint", "max_bad_steps", "allow_drift")
+FREE = (
+    "run_dir", "steps", "epochs", "mesh", "checkpoint", "evaluation", "max_bad_steps", "allow_drift",
+    "profile", "wandb", "export",
+)  # fmt: skip
 # what config.json holds beside the recipe.
 BESIDE = ("versions", "drift")
 

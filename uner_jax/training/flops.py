@@ -7,11 +7,15 @@ segment, and only answer tokens reach the vocabulary, so both are counted as the
 
 import dataclasses
 
+from jax.sharding import Mesh
+
 from uner_jax.model.config import LlamaConfig
 
-# A product costs a multiplication and an addition; the backward pass makes two products for each of the forward pass.
+# A product costs a multiplication and an addition; the backward pass makes two products for each of the forward pass,
+# or one if one of the two factors is frozen.
 OPERATIONS = 2
 PASSES = 3
+FROZEN_PASSES = 2
 
 # Peak of dense bfloat16 products in FLOP/s, by the name of a device as JAX gives it (the makers' data sheets).
 PEAKS = {
@@ -38,17 +42,17 @@ class Work:
     answer: float
 
     @classmethod
-    def of(cls, config: LlamaConfig) -> "Work":
-        """The work of an architecture."""
+    def of(cls, config: LlamaConfig, frozen: bool = False) -> "Work":
+        """The work of an architecture; where its weights are frozen, without that of the adapters beside them."""
         width, head = config.hidden_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         projections = width * head * (2 * heads + 2 * kv_heads)
         mlp = 3 * width * config.intermediate_size
-        scale = OPERATIONS * PASSES
+        scale = OPERATIONS * (FROZEN_PASSES if frozen else PASSES)
         return cls(
             token=scale * config.num_hidden_layers * (projections + mlp),
             # the score of the pair, and the value that it mixes in.
-            pair=scale * config.num_hidden_layers * 2 * heads * head,
+            pair=OPERATIONS * PASSES * config.num_hidden_layers * 2 * heads * head,
             answer=scale * width * config.vocab_size,
         )
 
@@ -61,3 +65,11 @@ def utilisation(flops: float, seconds: float, device_kind: str, devices: int) ->
     """FLOPs a second over the peak of all devices; None for a device whose peak is not in the table."""
     peak = PEAKS.get(device_kind)
     return None if peak is None else flops / (seconds * peak * devices)
+
+
+def rates(row: dict[str, float], seconds: float, work: float, mesh: Mesh) -> dict[str, float]:
+    """How fast a step was, from its row in the metrics: of `work` FLOPs, in so many seconds on the mesh."""
+    device = mesh.devices.flat[0].device_kind
+    used = utilisation(work, seconds, device, mesh.size)
+    per_second = {f"{name}_per_second": row[name] / seconds for name in ("tokens", "answer_tokens")}
+    return {"seconds": seconds} | per_second | ({} if used is None else {"mfu": used})

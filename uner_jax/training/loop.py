@@ -8,44 +8,54 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
-from uner_jax.data.batches import Batch, PackedRows, batches
+from uner_jax.data.batches import PackedRows, batches
 from uner_jax.data.builder import dataset_tokenizer, versions
-from uner_jax.mesh import make_mesh, sharding_of
+from uner_jax.mesh import make_mesh
 from uner_jax.model.adapters import split
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer
-from uner_jax.training.checkpoint import Checkpoints, DataState, checkpoint_root, restore, saved_steps
+from uner_jax.training.ahead import compile_ahead
+from uner_jax.training.batch import on_mesh
+from uner_jax.training.checkpoint import Checkpoints, DataState, restore, saved_steps
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.console import say
 from uner_jax.training.drift import check_data, check_recipe, record_config
+from uner_jax.training.flops import Work, rates
 from uner_jax.training.initial import first_state
-from uner_jax.training.metrics import Metrics
+from uner_jax.training.metrics import Metrics, read_metrics, validation_losses
 from uner_jax.training.optimizer import make_optimizer, make_schedule
 from uner_jax.training.preemption import Preemption
+from uner_jax.training.profile import Profile
 from uner_jax.training.shapes import abstract_state, check_architecture, check_batch
 from uner_jax.training.skips import Skips
 from uner_jax.training.step import StepMetrics, make_step
+from uner_jax.training.summary import check_export, complete
+from uner_jax.training.validation import Score, Validation
 from uner_jax.weights import load_model_tokenizer
 from uner_jax.weights.adapter import adapter_metadata
 from uner_jax.weights.load import load_config
 
 
-def train(config: TrainConfig) -> None:
-    """Run the recipe to its last step, from the newest checkpoint in its run_dir if there is one."""
+def train(config: TrainConfig, score: Score | None = None) -> None:
+    """Run the recipe to its last step, from the newest checkpoint in its run_dir if there is one.
+
+    `score` gives an F1 of the answers that a model writes, where the recipe asks for one.
+    """
     run_dir = Path(config.run_dir)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch(config, mesh)
     rows = PackedRows(Path(config.data.dir), config.data.name, config.data.row_length)
     tokenizer = _matching_tokenizer(config)
     steps = config.steps or math.ceil(config.epochs * len(rows) / config.data.batch_size)
+    check_export(config, steps)
     schedule = make_schedule(config.optimizer, steps)
     optimizer = make_optimizer(config.optimizer, steps)
+    validation = Validation(config, tokenizer, mesh, steps, score)
 
     with jax.set_mesh(mesh), Preemption() as preemption:
         abstract = abstract_state(config, _architecture(config, tokenizer), optimizer, rows, mesh)
@@ -57,37 +67,52 @@ def train(config: TrainConfig) -> None:
         if saved:
             changes |= check_data(config, saved.step, saved.data, data_state)
         done, skipped = (saved.step, saved.skipped) if saved else (0, 0)
-        _describe(config, abstract.model, rows, mesh, steps, done)
+        work = Work.of(abstract.model.config, frozen=bool(config.adapter.rank))
+        _describe(config, abstract.model, rows, mesh, steps, done, work)
         if done >= steps:
             say(f"{run_dir}: already complete at step {done}")
+            complete(config, tokenizer, done)
             return
         record_config(config, done, changes)
-        state = first_state(config, abstract, optimizer, mesh, saved)
-        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, adapter)
         step_fn = make_step(optimizer, config.gradient_accumulation, mesh, abstract, config.seed)
+        step_fn = compile_ahead(step_fn, config, abstract, rows, mesh)
+        state = first_state(config, abstract, optimizer, mesh, saved)
+        losses = validation_losses(read_metrics(run_dir))
+        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, adapter, losses)
         data = batches(
             rows, config.seed, config.data.batch_size, done, host=jax.process_index(), hosts=jax.process_count()
         )
         skips = Skips(config, rows, skipped)
 
-        with closing(checkpoints), closing(Metrics(run_dir, done, steps)) as metrics:
+        with (
+            closing(checkpoints),
+            closing(Metrics(config, done, steps)) as metrics,
+            closing(Profile(config)) as profile,
+        ):
             for step in range(done + 1, steps + 1):
                 started = time.perf_counter()
                 learning_rate = float(schedule(step - 1 - skips.total))
-                state, measured = step_fn(state, _on_mesh(next(data), mesh))
-                row = _row(step, measured, learning_rate)
+                with profile.step(step):
+                    state, measured = step_fn(state, on_mesh(next(data), mesh))
+                    row = _row(step, measured, learning_rate)
                 skips.count(step, bool(measured.finite))
-                metrics.write(row | {"skipped": skips.total, "seconds": time.perf_counter() - started})
-                skips.check(step)
+                row |= {"skipped": skips.total, "packing": row["tokens"] / (config.data.batch_size * rows.row_length)}
+                row |= rates(row, time.perf_counter() - started, work.flops(*_sizes(measured)), mesh)
                 stopping = preemption.reached(step)
-                if step == steps or stopping or (checkpoints.due(step) and not skips.in_a_row):
-                    checkpoints.save(step, state, skips.total)
+                saving = step == steps or stopping or (checkpoints.due(step) and not skips.in_a_row)
+                if not stopping:  # the time that is left is for the checkpoint
+                    row |= validation.measure(step, state.model, saving)
+                metrics.write(row)
+                skips.check(step)
+                if saving:
+                    checkpoints.save(step, state, skips.total, row.get("validation_loss"))
                 if stopping:
                     break
+        del state
     if step < steps:
         say(f"stopped by SIGTERM after step {step} of {steps}, which is saved; the same command goes on")
     else:
-        say(f"done: {steps} steps; checkpoint in {checkpoint_root(run_dir) / str(steps)}")
+        complete(config, tokenizer, steps)
 
 
 def _matching_tokenizer(config: TrainConfig) -> Tokenizer:
@@ -126,17 +151,6 @@ def _adapter_metadata(config: TrainConfig) -> dict[str, Any] | None:
     return adapter_metadata(config.adapter, config.model.source)
 
 
-def _on_mesh(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """This host's rows as its part of global arrays."""
-    hosts = jax.process_count()
-
-    def place(x: np.ndarray) -> jax.Array:
-        shape = (x.shape[0] * hosts, *x.shape[1:])
-        return jax.make_array_from_process_local_data(sharding_of(mesh, shape, ("batch", None)), x, shape)
-
-    return {name: place(x) for name, x in batch.items()}
-
-
 def _row(step: int, measured: StepMetrics, learning_rate: float) -> dict[str, float]:
     values = jax.device_get(measured)
     return {
@@ -149,16 +163,26 @@ def _row(step: int, measured: StepMetrics, learning_rate: float) -> dict[str, fl
     }
 
 
-def _describe(config: TrainConfig, model: Llama, rows: PackedRows, mesh: Mesh, steps: int, done: int) -> None:
+def _sizes(measured: StepMetrics) -> tuple[float, float, float]:
+    """Tokens, attending pairs and answer tokens of a step."""
+    return float(measured.tokens), float(measured.pairs), float(measured.answer_tokens)
+
+
+def _describe(
+    config: TrainConfig, model: Llama, rows: PackedRows, mesh: Mesh, steps: int, done: int, work: Work
+) -> None:
     parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_model(model.config)))
+    tokens = rows.lengths.sum()
+    flops = work.flops(tokens, (rows.lengths * (rows.lengths + 1) / 2).sum(), rows.answers) / tokens
     say(
         f"model      {config.model.source or 'random weights'}: {parameters / 1e6:,.1f} M parameters, "
         f"computing in {config.dtype}, remat {config.model.remat}, attention {model.attention.kernel}\n"
         f"{_adapter_line(config, model) if config.adapter.rank else ''}"
-        f"mesh       {dict(mesh.shape)} on {jax.device_count()} {mesh.devices.flat[0].platform} device(s)\n"
-        f"data       {rows.directory}: {rows.conversations:,} conversations, {rows.lengths.sum():,} tokens in "
-        f"{len(rows):,} rows of {config.data.row_length}, {rows.fill:.1%} full\n"
-        f"steps      {steps:,} of {config.data.batch_size} rows{f', resuming after step {done}' if done else ''}\n"
+        f"mesh       {dict(mesh.shape)} on {jax.device_count()} {mesh.devices.flat[0].device_kind} device(s)\n"
+        f"data       {rows.directory}: {rows.conversations:,} conversations, {tokens:,} tokens ({rows.answers:,} of "
+        f"answers) in {len(rows):,} rows of {config.data.row_length}, {rows.fill:.1%} full\n"
+        f"steps      {steps:,} of {config.data.batch_size} rows, {flops / 1e9:,.2f} GFLOP a token"
+        f"{f', resuming after step {done}' if done else ''}\n"
         f"run        {config.run_dir}"
     )
 

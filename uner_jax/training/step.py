@@ -24,12 +24,15 @@ class TrainState(NamedTuple):
 class StepMetrics(NamedTuple):
     """Scalars of a step: mean loss in nats an answer token, the number of those, norm of the unclipped gradient.
 
+    `tokens` are those that are no padding, `pairs` the pairs of them that attend to each other.
+
     Where `finite` is false the loss or the norm is not, and the step has left the state as it was.
     """
 
     loss: jax.Array
     answer_tokens: jax.Array
     tokens: jax.Array
+    pairs: jax.Array
     grad_norm: jax.Array
     finite: jax.Array
 
@@ -60,9 +63,17 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         after = TrainState(join(optax.apply_updates(trained, updates), frozen), optimizer_state)
         kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, state)
-        return kept, StepMetrics(loss, answers, jnp.sum(batch["segment_ids"] > 0), norm, finite)
+        return kept, StepMetrics(loss, answers, *_sizes(batch), norm, finite)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(tree_shardings(state, mesh), None))
+
+
+def _sizes(batch: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """The tokens that are no padding, and with how many tokens each attends, itself too, in all."""
+    is_token_BT = batch["segment_ids"] > 0
+    # in float32: the pairs of a large batch of long rows exceed an int32.
+    attended_BT = jnp.where(is_token_BT, batch["positions"] + 1, 0).astype(jnp.float32)
+    return jnp.sum(is_token_BT), jnp.sum(attended_BT)
 
 
 def _updates(optimizer_state: optax.OptState) -> jax.Array | int:
