@@ -470,7 +470,7 @@ def recipe(shared_data, tokenizer, base_dir, tmp_path_factory):
     build(examples, tokenizer, directory / "data", "short", {})
     return TrainConfig(
         run_dir=str(directory / "calm"),
-        steps=12,
+        steps=8,
         model=ModelConfig(source=str(base_dir)),
         adapter=AdapterConfig(4, dropout=0.1, base="nf4"),
         data=DataConfig(dir=str(directory / "data"), name="short", batch_size=8, row_length=256),
@@ -506,7 +506,7 @@ MESHES = """
 import dataclasses, runpy, sys
 from uner_jax.training import config as c, loop
 recipe = runpy.run_path(sys.argv[1])["config"]()
-for shape in ((1, 8, 1), (2, 2, 2), (1, 1, 8)):
+for shape in ((1, 8, 1), (2, 2, 2)):
     run_dir = sys.argv[2] + "x".join(map(str, shape))
     loop.train(dataclasses.replace(recipe, run_dir=run_dir, mesh=c.MeshConfig(*shape)))
 """
@@ -523,7 +523,7 @@ def test_every_mesh_gives_the_losses_of_one_device(recipe, calm, tmp_path):
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=400)
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert "Involuntary full rematerialization" not in ended.stderr
-    for shape in ("1x8x1", "2x2x2", "1x1x8"):
+    for shape in ("1x8x1", "2x2x2"):
         assert losses_of(tmp_path / f"run{shape}") == pytest.approx(calm, rel=1e-5), shape
 
 
@@ -534,7 +534,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(recipe, calm, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "recipe.py"), "--run-dir", str(run_dir)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 240
-    while len(rows_of(run_dir)) < 5 and process.poll() is None and time.monotonic() < deadline:
+    while len(rows_of(run_dir)) < 4 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     process.kill()
     process.wait()

@@ -14,7 +14,8 @@ FLOORS = (
     ("uner_jax.model", "uner_jax.template"),
     ("uner_jax.weights", "uner_jax.data"),
     ("uner_jax.training", "uner_jax.extraction", "data_prep"),
-    ("train", "configs", "uner_jax.evaluation", "uner_jax.view"),
+    ("configs", "uner_jax.evaluation", "uner_jax.view"),
+    ("train",),
     # the package itself is the front door: it opens onto the rooms, and no room goes through it.
     ("uner_jax.cli", "uner_jax"),
 )

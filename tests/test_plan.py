@@ -479,6 +479,7 @@ def test_a_recipe_for_a_slice_names_it_and_deals_its_batch_out(path):
 PUBLISHED = {
     "LLAMA_7B": 6_738_415_616,
     "LLAMA_13B": 13_015_864_320,
+    "LLAMA2_7B": 6_738_415_616,
     "LLAMA2_70B": 68_976_648_192,
     "LLAMA3_8B": 8_030_261_248,
 }

@@ -1,5 +1,7 @@
 """The architectures of the published LLaMAs that recipes name, as their config.json has them."""
 
+import dataclasses
+
 from uner_jax.model.config import LlamaConfig
 
 LLAMA_7B = LlamaConfig(
@@ -20,6 +22,7 @@ LLAMA_13B = LlamaConfig(
     num_key_value_heads=40,
     head_dim=128,
 )
+LLAMA2_7B = dataclasses.replace(LLAMA_7B, max_position_embeddings=4096, rms_norm_eps=1e-5)
 LLAMA2_70B = LlamaConfig(
     vocab_size=32_000,
     hidden_size=8192,

@@ -1,7 +1,6 @@
 """The shapes of a run, without its arrays: what the loop fills and what `uner plan` compiles for."""
 
 import dataclasses
-from functools import partial
 from typing import Protocol
 
 import jax
@@ -67,7 +66,8 @@ def abstract_state(
     dtype = jnp.dtype(config.dtype)
     model = abstract_model(architecture, compute_dtype=dtype, remat=config.model.remat, attention=attention)
     if config.adapter.rank:
-        model = jax.eval_shape(partial(adapt, config=config.adapter, key=jax.random.key(config.seed)), model)
+        # the key is made within: outside of it, the devices of the mesh would be asked for it, and may not be here.
+        model = jax.eval_shape(lambda model: adapt(model, config.adapter, jax.random.key(config.seed)), model)
     return TrainState(model, jax.eval_shape(optimizer.init, split(model)[0]))
 
 
