@@ -1,9 +1,9 @@
 """python train.py configs/llama2_7b_qlora_single_gpu.py --model.source MODEL --data.dir DIR --data.name NAME
 
-Llama 2 7B with QLoRA on one GPU: adapters of rank 16 on every linear layer, whose frozen kernels are kept in 4 bits (nf4).
+Llama 2 7B with QLoRA on one GPU: adapters of rank 16 on every linear layer, whose frozen kernels have 4 bits (nf4).
 
-Hardware: h100x1, or any GPU with the memory below; fused attention needs one of compute capability 8.0 or later. MODEL is
-Llama-2-7b-hf (a Hugging Face directory).
+Hardware: h100x1, or any GPU with the memory below; fused attention needs one of compute capability 8.0 or later. MODEL
+is Llama-2-7b-hf (a Hugging Face directory).
 Memory: 6.3 GiB of the GPU (compiled, not run: uner plan configs/llama2_7b_qlora_single_gpu.py --topology h100x1).
 Paper: did not train it; QLoRA was about 2 points of F1 below all weights.
 """

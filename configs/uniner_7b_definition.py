@@ -1,7 +1,7 @@
 """python train.py configs/uniner_7b_definition.py --model.source MODEL --data.dir DIR --data.name NAME
 
-LLaMA-7B, all weights, on entity types that are described in a sentence: UniNER-7B-definition. Everything but the data is
-as in uniner_7b_type.
+LLaMA-7B, all weights, on entity types that are described in a sentence: UniNER-7B-definition. All but the data is as in
+uniner_7b_type.
 
 Hardware: v5e:4x4, or h100x8 with --gradient-accumulation 8. MODEL is LLaMA-7B (a Hugging Face directory).
 Memory: that of uniner_7b_type, whose step it is: 10.8 GiB of each chip of v5e:4x4.
