@@ -134,6 +134,15 @@ def test_only_the_targets_are_adapted(targets):
     assert len(set(drawn)) == len(targets) * ARCHITECTURE.num_hidden_layers
 
 
+@pytest.mark.parametrize("base", ["float32", "bfloat16", "int8", "nf4"])
+def test_a_base_of_any_dtype_becomes_what_is_asked_for(base):
+    model = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small_model())
+    kept = flatten(adapt(model, AdapterConfig(4, base=base), jax.random.key(0)))
+    codes = {"float32": "float32", "bfloat16": "bfloat16", "int8": "int8", "nf4": "uint8"}[base]
+    for name, leaf in kept.items():
+        assert leaf.dtype == (codes if name.endswith((".kernel", ".codes")) else "float32"), name
+
+
 def test_what_was_split_is_joined_again():
     for model in (adapted_model(AdapterConfig(4, base="nf4")), small_model()):
         assert equal(join(*split(model)), model)
@@ -600,7 +609,7 @@ def test_a_base_that_is_gone_or_another_is_refused(recipe, calm, base_dir, tmp_p
     weights.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
     with pytest.raises(InputError, match="holds adapters of another model than now lies in"):
         load_model(config.run_dir)
-    with pytest.raises(InputError, match="holds adapters of another model than now lies in"):
+    with pytest.raises(InputError, match=r"was trained on other data \(base \w+ -> \w+\)"):
         run(dataclasses.replace(config, steps=2))
     shutil.rmtree(tmp_path / "base")
     with pytest.raises(InputError, match=r"holds adapters only, and their base .* is gone"):

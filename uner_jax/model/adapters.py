@@ -87,17 +87,22 @@ def projections(model: Llama) -> dict[Target, Projection]:
 
 
 def adapt(model: Llama, config: AdapterConfig, key: jax.Array) -> Llama:
-    """The model, changed in place: adapters on the targets, and kernels kept as `config.base` says.
+    """The model with adapters on the targets, kernels as `config.base` says, and the rest in float32.
 
-    A kernel at a time, so that no more than one is there twice.
+    It takes the model apart, a kernel at a time, so that no more than one is there twice.
     """
     for number, (target, projection) in enumerate(projections(model).items()):
         kernel, inputs = projection.kernel, projection.inputs
         if target in config.targets:
             projection.adapter = _new_lora(config, inputs, kernel, jax.random.fold_in(key, number))
-        if config.base != "float32":
-            projection.kernel = _frozen(inputs, config.base, kernel)
-    return model
+        projection.kernel = _frozen(inputs, config.base, kernel)
+    leaves = flatten(model)
+    rest = {name: leaf.astype(jnp.float32) for name, leaf in leaves.items() if not _is_of_projection(name)}
+    return unflatten(model, leaves | rest)
+
+
+def _is_of_projection(name: str) -> bool:
+    return ".kernel" in name or ".adapter." in name
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -106,10 +111,10 @@ def _new_lora(config: AdapterConfig, inputs: int, kernel: nnx.Param, key: jax.Ar
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _frozen(inputs: int, base: Literal["bfloat16"] | QuantisedKind, kernel: nnx.Param) -> Quantised | nnx.Param:
+def _frozen(inputs: int, base: BasePrecision, kernel: nnx.Param) -> Quantised | nnx.Param:
     axes = kernel.get_metadata()["axes"]
-    if base == "bfloat16":
-        return nnx.Param(kernel[...].astype(jnp.bfloat16), axes=axes)
+    if base == "float32" or base == "bfloat16":
+        return nnx.Param(kernel[...].astype(base), axes=axes)
     return Quantised(kernel[...], axes, inputs, base)
 
 

@@ -1,6 +1,7 @@
 """The state that a run begins or goes on with, each array born where it belongs."""
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -38,7 +39,8 @@ def first_state(
 def _new_model(config: TrainConfig, shape: Llama, mesh: Mesh) -> Llama:
     """Loaded parameters, with new adapters if the recipe has them, or random ones."""
     if config.model.source:
-        model = load_model(config.model.source, mesh=mesh)
+        # a base in the dtype of its file: in float32 it might not fit where it does in few bits.
+        model = load_model(config.model.source, None if config.adapter.rank else jnp.float32, mesh)
         model.compute_dtype, model.remat, model.attention = shape.compute_dtype, shape.remat, shape.attention
         return adapt(model, config.adapter, jax.random.key(config.seed)) if config.adapter.rank else model
 

@@ -39,7 +39,7 @@ class Adapter:
         with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
             trained, frozen = split(adapt(model, self.config, jax.random.key(0)))
             empty = flatten(trained)
-            self._check_shapes({name: _flat_shape(name, leaf.shape) for name, leaf in empty.items()})
+            self._check_shapes({name: flat_shape(name, leaf.shape) for name, leaf in empty.items()})
             leaves = {name: _placed(self.leaves[name], leaf) for name, leaf in empty.items()}
             model = merge(join(unflatten(trained, leaves), frozen))
         model.compute_dtype = dtype
@@ -53,7 +53,8 @@ class Adapter:
             raise InputError(f"{self.where}: does not fit its base {self.base}: the shape of {name} is {shapes}")
 
 
-def _flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def flat_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the matrices of that name, with heads and their width as one axis."""
     layers, *sides = shape
     if name.endswith(".a"):
         return layers, math.prod(sides[:-1]), sides[-1]
@@ -95,7 +96,7 @@ def read_checkpoint_adapter(directory: Path) -> Adapter | None:
         name: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=here) for name, shape in tensors.saved_shapes().items()
     }
     saved = tensors.read_all(shapes)
-    leaves = {name: np.asarray(leaf).reshape(_flat_shape(name, leaf.shape)) for name, leaf in saved.items()}
+    leaves = {name: np.asarray(leaf).reshape(flat_shape(name, leaf.shape)) for name, leaf in saved.items()}
     fields = dict(tensors.adapter["config"])
     config = AdapterConfig(**fields | {"targets": tuple(fields["targets"])})
     return Adapter(str(directory), config, check_base(tensors.adapter, str(directory)), leaves)

@@ -1,6 +1,8 @@
 """One `load_model` for whatever a path is: a Hugging Face or PEFT directory, a GGUF file, a checkpoint of ours."""
 
 import os
+from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -150,6 +152,21 @@ def _read_parameter(source: Tensors, name: str, leaf: jax.ShapeDtypeStruct) -> j
         if not theirs.per_layer:
             return np.asarray(tensor(0)[index], leaf.dtype)
         layers = range(leaf.shape[0])[index[0]]
-        return np.stack([np.asarray(tensor(layer)[index[1:]], leaf.dtype) for layer in layers])
+        stacked = np.empty(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+        for place, layer in enumerate(layers):
+            stacked[place] = tensor(layer)[index[1:]]
+        return stacked
 
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    return _placed(leaf, part)
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, part: Callable[[Any], np.ndarray]) -> jax.Array:
+    """The array made of its parts, of which the host holds one at a time."""
+    by_index: dict[str, list[tuple[jax.Device, Any]]] = defaultdict(list)
+    for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
+        by_index[str(index)].append((device, index))
+    shards = []
+    for copies in by_index.values():
+        values = part(copies[0][1])
+        shards += [jax.block_until_ready(jax.device_put(values, device)) for device, _ in copies]
+    return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, shards)

@@ -1,0 +1,123 @@
+"""Host memory of loading a Hugging Face checkpoint onto a mesh: it is read a tensor at a time into shards.
+
+python benchmarks/loading_memory.py --gigabytes 2
+
+Hardware: two CPU cores, 8 GB, twice the checkpoint on disk. Reaches: see benchmarks/results.md.
+
+A checkpoint of that size is generated (bfloat16, LLaMA's shape) and loaded on simulated devices, in a process of its
+own, as it is and in float32. What the devices hold lies in the same memory here, so the peak is that of the parameters
+themselves and of what is beside them. The largest tensor is that of the file, in the dtype that is asked for.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import tyro
+
+from uner_jax.command import run_command
+from uner_jax.records import InputError
+
+GB = 10**9
+
+WRITE = """
+import sys
+from pathlib import Path
+import numpy as np, ml_dtypes
+from safetensors.numpy import save_file
+from uner_jax.model.config import LlamaConfig, config_to_hf
+from uner_jax.model.parameters import abstract_model, flatten
+from uner_jax.records import write_json
+from uner_jax.weights.names import TENSOR_NAMES
+directory, layers = Path(sys.argv[1]), int(sys.argv[2])
+config = LlamaConfig(32_000, 2048, 5504, layers, 16, 16, 128)
+write_json(directory / "config.json", config_to_hf(config) | {"model_type": "llama"})
+weight_map = {}
+for name, leaf in flatten(abstract_model(config)).items():
+    theirs = TENSOR_NAMES[name]
+    shape = theirs.their_shape(leaf.shape[1:] if theirs.per_layer else leaf.shape)
+    for layer in range(layers) if theirs.per_layer else range(1):
+        full = theirs.name.format(layer=layer)
+        file = f"{full}.safetensors"
+        save_file({full: np.ones(shape, ml_dtypes.bfloat16)}, directory / file)
+        weight_map[full] = file
+write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map})
+"""
+
+LOAD = """
+import json, resource, sys, threading, time
+import jax
+from uner_jax.mesh import make_mesh
+from uner_jax.model.parameters import flatten
+from uner_jax.weights import load_model
+mesh = make_mesh(1, 4, 2)
+jax.block_until_ready(jax.device_put(1.0))
+
+def resident():
+    # of the process alone: pages of the mapped files are the system's to take back.
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
+    return int(lines["RssAnon"].split()[0]) * 1024
+
+before, peak, loading = resident(), 0, True
+
+def watch():
+    global peak
+    while loading:
+        peak = max(peak, resident())
+        time.sleep(0.002)
+
+watcher = threading.Thread(target=watch)
+watcher.start()
+started = time.perf_counter()
+model = load_model(sys.argv[1], sys.argv[2], mesh)
+jax.block_until_ready(model)
+seconds = time.perf_counter() - started
+loading = False
+watcher.join()
+config = model.config
+tensor = model.compute_dtype.itemsize * config.hidden_size * max(config.vocab_size, config.intermediate_size)
+sizes = [leaf.nbytes for leaf in flatten(model).values()]
+print(json.dumps({"peak": peak - before, "model": sum(sizes), "largest": tensor, "seconds": seconds}))
+"""
+
+
+def loading_memory(gigabytes: float = 2.0) -> None:
+    """Generate a checkpoint, load it in bfloat16 and in float32, and print what each took.
+
+    Args:
+        gigabytes: Size of the checkpoint, in 10^9 bytes.
+    """
+    layers = max(1, round(gigabytes * GB / 2 / (4 * 2048 * 2048 + 3 * 2048 * 5504)))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    with tempfile.TemporaryDirectory() as directory:
+        _run(WRITE, [directory, str(layers)], environment)
+        size = sum(path.stat().st_size for path in Path(directory).iterdir())
+        print(f"checkpoint: {size / GB:.2f} GB in bfloat16, {layers} layers, on a mesh of 1 x 4 x 2 simulated devices")
+        for dtype in ("bfloat16", "float32"):
+            found = json.loads(_run(LOAD, [directory, dtype], environment))
+            beside = (found["peak"] - found["model"]) / found["largest"]
+            print(
+                f"{dtype}: parameters {found['model'] / GB:.2f} GB, peak {found['peak'] / GB:.2f} GB: beside them "
+                f"{beside:.2f} times the largest tensor of {found['largest'] / GB:.3f} GB, in {found['seconds']:.0f} s"
+            )
+
+
+def _run(script: str, arguments: list[str], environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise InputError(f"a process of the benchmark left with {done.returncode}")
+    return done.stdout
+
+
+def main(arguments: list[str]) -> None:
+    """Read the arguments and measure."""
+    tyro.cli(loading_memory, prog="benchmarks/loading_memory.py", args=arguments)
+
+
+if __name__ == "__main__":
+    run_command(main)
