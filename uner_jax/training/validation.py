@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from uner_jax.data.batches import PackedRows, batches_once
@@ -55,7 +54,7 @@ class Validation:
             self._loss_sum(model, on_mesh(batch, self._mesh))
             for batch in batches_once(rows, size, jax.process_index(), jax.process_count())
         ]
-        return float(jnp.sum(jnp.stack(sums))) / rows.answers
+        return sum(map(float, sums)) / rows.answers
 
 
 def _rows(config: TrainConfig, tokenizer: Tokenizer) -> PackedRows:
