@@ -328,6 +328,7 @@ def test_steps_without_a_loss_are_in_no_mean():
     found = summary.summary_of(rows)
     assert (found["first_loss"], found["last_loss"], found["skipped"], found["tokens_per_second"]) == (3.0, 3.0, 1, 2.0)
     assert summary.summary_of([row | {"loss": None} for row in rows])["last_loss"] is None
+    assert summary.summary_of(rows[2:])["steps"] == 3  # of which the file has one
 
 
 def test_the_last_checkpoint_is_exported_once(recipe, tmp_path, capsys):

@@ -69,7 +69,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = sum(row["seconds"] for row in rows)
     tokens = sum(row["tokens"] for row in rows)
     summary: dict[str, Any] = {
-        "steps": len(rows),
+        "steps": rows[-1]["step"] if rows else 0,
         "skipped": rows[-1]["skipped"] if rows else 0,
         "tokens": tokens,
         "answer_tokens": sum(row["answer_tokens"] for row in rows),
