@@ -30,13 +30,14 @@ from uner_jax.mesh import make_mesh
 from uner_jax.model.config import LlamaConfig
 from uner_jax.records import InputError, read_rows
 from uner_jax.template import encode_conversation
-from uner_jax.tokenizer import Tokenizer, load_tokenizer
+from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.batch import on_mesh
 from uner_jax.training.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from uner_jax.training.initial import first_state
 from uner_jax.training.optimizer import make_optimizer
 from uner_jax.training.shapes import abstract_state
 from uner_jax.training.step import make_step
+from uner_jax.weights import load_model_tokenizer
 from uner_jax.weights.hf import write_hf
 
 SMOLLM2 = LlamaConfig(
@@ -71,7 +72,7 @@ def train_step(conversations: Path, tokenizer: str, rounds: int = 5, batch: int 
         batch: Conversations of a step of the Trainer.
         rows: Rows of 1,024 tokens of a step of ours.
     """
-    words = load_tokenizer(tokenizer)
+    words = load_model_tokenizer(tokenizer)
     examples = [Example(row["id"], *encode_conversation(row, words)) for _, row in read_rows(conversations)]
     examples = [example for example in examples if len(example.tokens) <= LENGTH]
     fixed = examples[:batch]

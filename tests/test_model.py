@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from uner_jax.mesh import MESH_AXES, RULES, ShardingRules, constrain, make_mesh, partition_spec
 from uner_jax.model.cache import Cache, empty_cache
+from uner_jax.model.adapters import AdapterConfig, adapt
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, parameter_axes, tree_shardings, unflatten
@@ -379,7 +380,8 @@ def test_every_parameter_has_one_logical_axis_a_dimension_and_a_hugging_face_nam
 
 
 def test_every_sharding_rule_serves_a_parameter_or_the_batch():
-    used = {axis for axes in parameter_axes(abstract_model(CONFIG)).values() for axis in axes}
+    adapted = jax.eval_shape(lambda model: adapt(model, AdapterConfig(2), jax.random.key(0)), abstract_model(CONFIG))
+    used = {axis for axes in parameter_axes(adapted).values() for axis in axes}
     assert used | {"batch"} == AXIS_NAMES
     named = {axis for field in dataclasses.astuple(RULES) for axis in (field if isinstance(field, tuple) else (field,))}
     assert named - {None} == set(MESH_AXES)
