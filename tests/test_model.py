@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from uner_jax.mesh import MESH_AXES, RULES, ShardingRules, constrain, make_mesh, partition_spec
-from uner_jax.model.cache import Cache, empty_cache
 from uner_jax.model.adapters import AdapterConfig, adapt
+from uner_jax.model.cache import Cache, empty_cache
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, parameter_axes, tree_shardings, unflatten
