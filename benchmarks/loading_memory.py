@@ -2,7 +2,7 @@
 
 python benchmarks/loading_memory.py --gigabytes 2
 
-Hardware: two CPU cores, 8 GB, twice the checkpoint on disk. Reaches: see benchmarks/results.md.
+Hardware: two CPU cores, 8 GB, and the checkpoint on disk. Reaches: see benchmarks/results.md.
 
 A checkpoint of that size is generated (bfloat16, LLaMA's shape) and loaded on simulated devices, in a process of its
 own, as it is and in float32. What the devices hold lies in the same memory here, so the peak is that of the parameters

@@ -199,7 +199,7 @@ def test_any_json_is_a_reply_or_malformed(body):
         reply = read_reply(body)
     except MalformedReplyError:
         return
-    reply.content.encode()
+    assert reply.content.encode("utf-8").decode("utf-8") == reply.content  # a text, without lone surrogates
 
 
 # ---- cost

@@ -9,10 +9,9 @@ from jax.sharding import Mesh
 from uner_jax.records import InputError
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.console import say
+from uner_jax.training.hlo import GIB
 from uner_jax.training.shapes import RowShape, abstract_batch, placed
 from uner_jax.training.step import Step, TrainState
-
-GIB = 2**30
 
 
 def compile_ahead(step: Any, config: TrainConfig, abstract: TrainState, rows: RowShape, mesh: Mesh) -> Step:
