@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from uner_jax.extraction import engine as engine_module
 from uner_jax.extraction.answers import parse_answer
-from uner_jax.extraction.engine import DECODE_STEPS, Engine, Generation, Request
+from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.extractor import Extraction, Extractor
 from uner_jax.extraction.spans import ground, merge, occurrences, scored_answer
 from uner_jax.extraction.windows import windows
