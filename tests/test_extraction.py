@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 
@@ -14,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uner_jax.extraction import engine as engine_module
 from uner_jax.extraction.answers import parse_answer
 from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.extractor import Extraction, Extractor
+from uner_jax.extraction.pool import DECODE_STEPS, DecodePool
 from uner_jax.extraction.spans import ground, merge, occurrences, scored_answer
 from uner_jax.extraction.windows import windows
 from uner_jax.model.config import LlamaConfig
@@ -45,18 +46,10 @@ NO_EOS = CONFIG.vocab_size  # an id that is never written
 
 # ---- the engine
 
-# most programs here run a few times, and compiling them is what takes the time.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """The engine's own three functions, compiled with less care."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, static in (("_read", ()), ("_ask", ("slots",)), ("_decode", ("slots",))):
-            function = getattr(engine_module, name).__wrapped__
-            patch.setattr(engine_module, name, jax.jit(function, static_argnames=static, compiler_options=QUICKLY))
-        yield
+def compiled_quickly(quick_compilation):
+    """Most programs here run a few times, and compiling them is what takes the time."""
 
 
 @cache
@@ -90,7 +83,7 @@ def written() -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:
     tokens_RT = np.zeros((len(prompts), LONGEST + NEW_TOKENS + 1), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_RT[row, : len(prompt)] = prompt
-    forward = jax.jit(lambda model, tokens_RT: jax.nn.log_softmax(model(tokens_RT)), compiler_options=QUICKLY)
+    forward = jax.jit(lambda model, tokens_RT: jax.nn.log_softmax(model(tokens_RT)))
     log_probs_RN = []
     for step in range(NEW_TOKENS):
         log_probs_RTV = np.asarray(forward(model(), tokens_RT[:, :LONGEST]))
@@ -131,8 +124,8 @@ def assert_same_answer(found: Generation, wanted: Generation):
     assert found.end_log_prob == pytest.approx(wanted.end_log_prob, rel=0, abs=1e-4)
 
 
-def generate(asked: list[Request], eos_id: int, batch_size: int = 32, max_new_tokens: int = NEW_TOKENS):
-    found = list(Engine(model(), eos_id, batch_size, max_new_tokens).generate(asked))
+def generate(asked: list[Request], eos_id: int, batch_size: int = 32, max_new_tokens: int = NEW_TOKENS, **options):
+    found = list(Engine(model(), eos_id, batch_size, max_new_tokens, **options).generate(asked))
     assert sorted(place for place, _ in found) == list(range(len(asked)))
     return dict(found)
 
@@ -183,24 +176,101 @@ def test_the_length_of_the_model_ends_an_answer():
     assert not any(answer.ended for answer in found.values())
 
 
-def test_rows_that_have_ended_make_room(monkeypatch):
-    sizes = []
-    decode = Engine._decode
+@cache
+def first_words() -> tuple[int, ...]:
+    """What most answers begin with."""
+    return Counter(tokens[:2] for tokens, _ in written()).most_common(1)[0][0]
 
-    def watched(self, rows, kept, cache):
-        sizes.append((len(rows), kept))
-        return decode(self, rows, kept, cache)
 
-    monkeypatch.setattr(Engine, "_decode", watched)
-    places = list(range(32))
-    generate([requests()[place] for place in places], frequent_eos())
-    # after the first token, and then after every DECODE_STEPS, those that have not ended are left.
-    lengths = [len(expected(place, frequent_eos(), NEW_TOKENS).tokens) for place in places]
-    alive = [sum(length > done for length in lengths) for done in range(0, NEW_TOKENS, DECODE_STEPS)]
-    assert [size for size, _ in sizes] == alive
-    assert alive == sorted(set(alive), reverse=True) and alive[0] < 32
-    # they were not the last ones: what is left has moved.
-    assert any(kept != list(range(len(kept))) for _, kept in sizes)
+@pytest.mark.parametrize("batch_tokens", [64, 2048])
+@pytest.mark.parametrize("agreed", [1, 2])
+def test_a_draft_changes_no_answer(agreed, batch_tokens):
+    # the draft of two is read whole where the first two words are followed by the end; nearly everywhere it is not.
+    draft = first_words()[:agreed]
+    found = generate(list(requests()), frequent_eos(), draft=draft, batch_tokens=batch_tokens)
+    for place in range(len(requests())):
+        assert_same_answer(found[place], expected(place, frequent_eos(), NEW_TOKENS))
+
+
+def test_a_draft_that_is_the_whole_answer_needs_no_decoding(monkeypatch):
+    place = next(place for place, (tokens, _) in enumerate(written()) if len(set(tokens[:4])) == 4)
+    *draft, eos_id = written()[place][0][:4]
+    monkeypatch.setattr(DecodePool, "write", None)
+    (found,) = generate([requests()[place]], eos_id, draft=draft).values()
+    assert_same_answer(found, expected(place, eos_id, NEW_TOKENS))
+    assert found.draft_log_prob == pytest.approx(sum(found.log_probs) + found.end_log_prob, abs=1e-6)
+
+
+def test_the_probability_of_the_draft_is_that_of_reading_it():
+    draft, eos_id = (3, 7), 11
+    found = generate(list(requests()), eos_id, draft=draft)
+    for place, request in enumerate(requests()):
+        tokens = [*request.context, *request.question, *draft]
+        if len(tokens) > LONGEST:
+            continue
+        log_probs_TV = np.asarray(jax.nn.log_softmax(model()(np.asarray([tokens], np.int32)))[0])
+        wanted = sum(log_probs_TV[place - 4, token] for place, token in enumerate((*draft, eos_id), len(tokens) + 1))
+        assert found[place].draft_log_prob == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_the_pool_stays_full_while_there_is_more_to_write(monkeypatch):
+    alive = []
+    write = DecodePool.write
+
+    def watched(self, *arguments):
+        alive.append((len(self.answers), self.rows))
+        return write(self, *arguments)
+
+    monkeypatch.setattr(DecodePool, "write", watched)
+    generate(list(requests()), frequent_eos(), batch_size=8)
+    # 34 answers: those that end make room, and when nothing more comes the pool shrinks.
+    full = [count for count, rows in alive if rows == 8]
+    left = sum(1 for tokens, _ in written() if frequent_eos() not in tokens[:1])
+    assert all(count == 8 for count in full[: (left - 8) // 8]) and len(full) > 3
+    assert alive[-1][1] < 8
+
+
+def test_an_answer_within_a_constraint_is_the_likeliest_at_each_step():
+    """Even ids only, and after 5 tokens nothing but the end."""
+    eos_id = 11
+    places = list(range(0, len(requests()), 3))
+
+    class Even:
+        def __init__(self):
+            self.tokens = []
+
+        def allowed(self) -> np.ndarray:
+            ids = [eos_id] if len(self.tokens) == 5 else range(0, CONFIG.vocab_size, 2)
+            bits = np.zeros(CONFIG.vocab_size, np.uint8)
+            bits[list(ids)] = 1
+            return np.packbits(bits, bitorder="little").view(np.int32)
+
+        def written(self, token: int) -> None:
+            self.tokens.append(token)
+
+    engine = Engine(model(), eos_id, 4, NEW_TOKENS)
+    asked = [requests()[place] for place in places]
+    found = dict(engine.generate_within(asked, [Even() for _ in asked]))
+    assert len(found) == len(asked)
+    for number, request in enumerate(asked):
+        tokens = [*request.context, *request.question]
+        room = min(5, LONGEST - len(tokens) + 1)
+        assert found[number].ended == (len(tokens) + 5 <= LONGEST) and len(found[number].tokens) == room
+        for token, log_prob in zip(found[number].tokens, found[number].log_probs, strict=True):
+            row_V = np.asarray(jax.nn.log_softmax(model()(np.asarray([tokens], np.int32)))[0, -1])
+            assert token == 2 * row_V[::2].argmax()
+            assert log_prob == pytest.approx(float(row_V[token]), abs=1e-4)
+            tokens.append(token)
+
+
+def test_a_context_with_more_questions_than_a_row_has_room_for():
+    random = np.random.default_rng(5)
+    context = tuple(random.integers(CONFIG.vocab_size, size=40).tolist())
+    asked = [Request(context, tuple(random.integers(CONFIG.vocab_size, size=20).tolist())) for _ in range(70)]
+    together = generate(asked, NO_EOS, max_new_tokens=3)
+    for place in (0, 33, 69):
+        (alone,) = generate([asked[place]], NO_EOS, max_new_tokens=3).values()
+        assert_same_answer(together[place], alone)
 
 
 def test_nothing_is_asked():
@@ -636,7 +706,7 @@ def test_a_prompt_always_fits(text, longest, letters, tok512):
         return
     extractor.extract([text], [label])
     assert bool(asked) == bool(text.strip())
-    list(extractor._engine._batches(asked))  # refuses what does not fit
+    list(extractor._engine._trees(asked))  # refuses what does not fit
     assert all(longest - len(request.context) - len(request.question) > 10 for request in asked)
 
 
@@ -653,4 +723,4 @@ def test_the_real_engine_answers_the_extractor(tok512, monkeypatch):
     wide = jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
     found = Extractor(wide, tok512, batch_size=4, max_new_tokens=3).extract([DOCUMENT, DOCUMENT * 3], ["person", "x"])
     assert [one.cut for one in found] == [2 * one.chunks for one in found] and found[1].chunks > 1
-    assert engine_module.DECODE_STEPS > 3
+    assert DECODE_STEPS > 3
