@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from uner_jax.extraction.answers import parse_answer
 from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.extractor import Extraction, Extractor
+from uner_jax.extraction.grounding import Grammar, satisfies
+from uner_jax.extraction.options import Options
 from uner_jax.extraction.pool import DECODE_STEPS, DecodePool
-from uner_jax.extraction.spans import ground, merge, occurrences, scored_answer
+from uner_jax.extraction.spans import calibrated, flat, ground, merge, occurrences, scored_answer
 from uner_jax.extraction.windows import windows
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
+from uner_jax.template import answer_turn, encode_answer
 from uner_jax.tokenizer import load_tokenizer
 
 # R requests, T tokens, V vocabulary
@@ -504,6 +507,7 @@ def test_merging_keeps_each_span_once_with_its_best_score(spans, random):
 
 READS = dataclasses.replace(CONFIG, vocab_size=512, max_position_embeddings=512)
 DOCUMENT = "Ada Lovelace met Charles Babbage in London. 😀 Zu\u0308rich liegt am Zürichsee.\r\n"
+FREE = Options(grounding="none")
 KNOWN = {
     "person": ["Ada Lovelace", "Charles Babbage", "Babbage"],
     "location": ["London", "Zu\u0308rich", "Zürichsee"],
@@ -524,7 +528,7 @@ def extractor(tok512, monkeypatch):
             yield place, said(json.dumps(listed, ensure_ascii=False), tok512)
 
     monkeypatch.setattr(Engine, "generate", answers)
-    return Extractor(abstract_model(READS), tok512)
+    return Extractor(abstract_model(READS), tok512, options=FREE)
 
 
 def read(request, tokenizer) -> tuple[str, str]:
@@ -628,14 +632,14 @@ def test_many_texts_are_answered_as_one(extractor):
         assert one.entities == extractor.predict_entities(text, wanted)
         assert set(keys(one.entities)) == mentions(text, wanted)
     assert [one.chunks for one in found] == [one.chunks and one.chunks for one in found]
-    assert found[1] == found[5] == Extraction([], 0, 0, 0)
+    assert found[1] == found[5] == Extraction([], 0)
     assert extractor.inference(texts, ["location"]) == extractor.inference(texts, [["location"]] * len(texts))
     assert extractor.inference(tuple(texts), ("location",)) == extractor.inference(texts, ["location"])
     assert extractor.inference([], ["location"]) == extractor.inference([], []) == []
 
 
 def test_no_labels_no_questions(extractor):
-    assert extractor.extract([DOCUMENT, DOCUMENT], []) == [Extraction([], 1, 0, 0)] * 2
+    assert extractor.extract([DOCUMENT, DOCUMENT], []) == [Extraction([], 1)] * 2
 
 
 ANSWERS = {
@@ -716,11 +720,166 @@ def test_a_model_too_short_for_the_prompt_is_refused(longest, tok512):
         Extractor(abstract_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
 
 
-def test_the_real_engine_answers_the_extractor(tok512, monkeypatch):
-    """The whole way, with a model that knows nothing: every answer is counted as something."""
+def wide_model(longest: int) -> Llama:
+    """A model that knows nothing."""
     random = np.random.default_rng(0)
-    config = dataclasses.replace(READS, max_position_embeddings=260)
-    wide = jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
-    found = Extractor(wide, tok512, batch_size=4, max_new_tokens=3).extract([DOCUMENT, DOCUMENT * 3], ["person", "x"])
+    config = dataclasses.replace(READS, max_position_embeddings=longest)
+    return jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
+
+
+def test_the_real_engine_answers_the_extractor(tok512):
+    """The whole way, with a model that knows nothing: every answer is counted as something."""
+    extractor = Extractor(wide_model(260), tok512, batch_size=4, max_new_tokens=3, options=FREE)
+    found = extractor.extract([DOCUMENT, DOCUMENT * 3], ["person", "x"])
     assert [one.cut for one in found] == [2 * one.chunks for one in found] and found[1].chunks > 1
+    assert [one.questions for one in found] == [2 * one.chunks for one in found]
     assert DECODE_STEPS > 3
+
+
+HOSTILE = [
+    'a "quoted" \\ back\\slash',
+    "e\u0301 é 👩\u200d👩\u200d👧 𝒳",
+    "tab\tand\r\nline",
+    "東京都に行く",
+    "[] ] [ ,",
+    "x" * 40,
+]
+
+
+@pytest.mark.parametrize("text", [DOCUMENT, *HOSTILE])
+def test_answers_that_are_held_to_the_passage_stand_in_it(text, tok512):
+    held = Extractor(wide_model(512), tok512, batch_size=4, max_new_tokens=40, options=Options())
+    asked = ["person", "x", "a y"]
+    (found,) = held.extract([text], asked)
+    assert_true_spans(text, found.entities)
+    assert found.held > 0 and found.ungrounded == 0
+    assert {span["label"] for span in found.entities} <= set(asked)
+    assert all(span["text"].strip() == span["text"] for span in found.entities)
+
+
+def test_an_answer_that_is_sound_is_not_written_again(tok512, monkeypatch):
+    answers = ['["Ada Lovelace", "London"]', "[]", '["Paris"]', "nothing", '["Lon']
+    monkeypatch.setattr(
+        Engine,
+        "generate",
+        lambda self, asked: [(n, said(answer, tok512, ended=n < 4)) for n, answer in enumerate(answers)],
+    )
+    again = []
+
+    def within(self, asked, constraints):
+        again.extend(read(request, tok512)[1] for request in asked)
+        return [(n, said(' ["London"]', tok512)) for n in range(len(asked))]
+
+    monkeypatch.setattr(Engine, "generate_within", within)
+    (found,) = Extractor(abstract_model(READS), tok512).extract([DOCUMENT], list("abcde"))
+    # what was cut has no whole item, and is not asked for again.
+    assert again == ["c", "d"] and (found.held, found.cut, found.empty) == (2, 1, 1)
+    assert keys(found.entities) == [(0, 12, "a"), (36, 42, "a"), (36, 42, "c"), (36, 42, "d")]
+
+
+@pytest.mark.parametrize("kind", ["tok512", "llama2", "smollm2"])
+def test_a_constraint_allows_every_list_of_words_of_the_passage(kind, tokenizers):
+    tokenizer = tokenizers[kind]
+    grammar = Grammar(tokenizer, tokenizer.vocab_size)
+    words = DOCUMENT.split()
+    for items in ([], ["Ada Lovelace", "London"], ["😀 Zu\u0308rich"], words, words[3:4] * 3):
+        ids = encode_answer(answer_turn(items), tokenizer)
+        constraint = grammar.constraint(DOCUMENT, "substring").again()
+        for token in (*ids, tokenizer.eos_id):
+            assert constraint.allowed()[token // 32] >> (token % 32) & 1, (items, token)
+            constraint.written(token)
+    refused = encode_answer(answer_turn(["Paris"]), tokenizer)
+    constraint = grammar.constraint(DOCUMENT, "substring")
+    allowed = []
+    for token in refused:
+        allowed.append(constraint.allowed()[token // 32] >> (token % 32) & 1)
+        if not allowed[-1]:
+            break
+        constraint.written(token)
+    assert allowed[-1] == 0
+
+
+SATISFYING = {
+    ' ["London"]': (True, True),
+    "[]": (True, True),
+    ' ["Paris"]': (False, True),
+    ' [""]': (False, False),
+    ' [" London"]': (False, True),
+    ' ["London",]': (False, False),
+    ' {"a": 1}': (False, False),
+    " [5]": (False, False),
+    "London": (False, False),
+    ' ["Z\\u00fcrichsee"]': (True, True),
+    ' ["Zürichsee"]': (False, False),
+}
+
+
+@pytest.mark.parametrize("answer", SATISFYING)
+def test_what_satisfies_a_constraint(answer):
+    substring, listed = SATISFYING[answer]
+    assert satisfies(answer, DOCUMENT, "substring") == substring
+    assert satisfies(answer, DOCUMENT, "json") == listed
+    assert satisfies(answer, DOCUMENT, "none")
+
+
+def test_options_change_what_is_found(extractor, tok512):
+    def found(labels=("name", "person"), **options):
+        options = dataclasses.replace(FREE, **options)
+        return Extractor(abstract_model(READS), tok512, options=options).extract([DOCUMENT * 2], labels)[0]
+
+    plain = found()
+    assert len(plain.entities) == 2 * 6
+    assert keys(found(occurrences="first").entities) == keys(plain.entities)[:6]
+    kept = found(flat=True).entities
+    assert kept == flat(plain.entities) and 0 < len(kept) < len(plain.entities)
+    score = plain.entities[0]["score"]
+    assert not found(threshold=score + 1e-6).entities or found(threshold=score + 1e-6).entities != plain.entities
+    assert found(temperature=2.0).entities[0]["score"] < score
+    described = found(labels={"human": "person", "city": "location"})
+    assert {span["label"] for span in described.entities} == {"human", "city"} and len(described.entities) == 2 * 6
+    assert set(described.none) == {"human", "city"} and all(0 <= value <= 1 for value in described.none.values())
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 6), st.sampled_from("ab"), st.sampled_from([0.2, 0.5, 0.9])),
+        max_size=12,
+    )
+)
+def test_flat_spans_do_not_overlap_and_each_that_is_left_out_meets_a_better_one(drawn):
+    spans = [
+        {"start": start, "end": start + size, "text": "x" * size, "label": label, "score": score}
+        for start, size, label, score in drawn
+    ]
+    kept = flat(spans)
+    assert all(one["end"] <= other["start"] for one, other in pairwise(kept))
+    for span in spans:
+        if span not in kept:
+            rivals = [k for k in kept if k["start"] < span["end"] and span["start"] < k["end"]]
+            size = span["end"] - span["start"]
+            assert any((k["score"], k["end"] - k["start"]) >= (span["score"], size) for k in rivals)
+    assert flat(list(reversed(spans))) == kept
+
+
+@given(st.floats(0, 1), st.floats(0.1, 10))
+def test_a_temperature_softens_and_keeps_the_order(probability, temperature):
+    soft = calibrated(probability, temperature)
+    assert 0 <= soft <= 1
+    if temperature > 1:
+        assert abs(soft - 0.5) <= abs(probability - 0.5) + 1e-12
+    assert calibrated(probability, 1.0) == probability
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": -0.1}, {"threshold": 1.1}, {"temperature": 0.0}, {"question": "What is it?"}]
+)
+def test_options_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(InputError, match="found"):
+        Options(**wrong)
+
+
+def test_a_window_ends_with_a_sentence(tok512):
+    text = " ".join(f"Sentence {number} has some words in it." for number in range(60))
+    spans = windows(text, tok512, 100, 10)
+    assert len(spans) > 3 and all(text[:end].endswith(".") for _, end in spans)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from uner_jax.command import run_command
+from uner_jax.command import keep_programs, run_command
 from uner_jax.records import InputError
 
 Dtype = Literal["float32", "bfloat16"]
@@ -217,6 +217,7 @@ def dispatch(arguments: list[str]) -> None:
 
 def main() -> None:
     """The command line."""
+    keep_programs()
     run_command(dispatch)
 
 

@@ -1,9 +1,11 @@
 """What every command shares: one message on failure, and progress that suits where it is shown."""
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -36,6 +38,13 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
             print(f"error: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def keep_programs() -> None:
+    """Keep what JAX compiles in the user's cache, unless the environment says where: call it before JAX is imported."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "uner_jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 class Progress:

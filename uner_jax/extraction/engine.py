@@ -7,9 +7,12 @@ that is kept full (`pool`). The answers are those of greedy decoding of one prom
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from uner_jax.extraction.pool import Answer, DecodePool, Written
 from uner_jax.extraction.prefill import Batch, Draft, Ids, Tree, power_of_two, read_trees
@@ -53,7 +56,8 @@ class Engine:
     """Answers requests with a model.
 
     `batch_size` answers are written at a time, of at most `max_new_tokens` tokens each; contexts and questions are
-    read `batch_tokens` tokens at a time. `draft` are the ids of the answer that most questions have.
+    read `batch_tokens` tokens at a time. `draft` are the ids of the answer that most questions have. With a mesh both
+    sizes are those of one copy of the model.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Engine:
         max_new_tokens: int = 256,
         draft: Sequence[int] = (),
         batch_tokens: int = 2048,
+        mesh: Mesh | None = None,
     ):
         if min(batch_size, max_new_tokens, batch_tokens) < 1:
             raise InputError(
@@ -71,8 +76,10 @@ class Engine:
                 "must be at least 1"
             )
         self._model = model
-        self._batch_size = batch_size
-        self._batch_tokens = batch_tokens
+        self._mesh = mesh
+        copies = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
+        self._batch_size = batch_size * copies
+        self._batch_tokens = batch_tokens * copies
         self._max_new_tokens = max_new_tokens
         self._draft = Draft(tuple(draft), eos_id, model.config.max_position_embeddings)
 
@@ -112,28 +119,51 @@ class Engine:
         pool = DecodePool(self._model, self._draft.eos_id, rows, max(len(tree.context) for tree in trees))
         waiting: list[tuple[Batch, Answer]] = []
         while True:
-            while len(pool.answers) + len(waiting) < pool.rows and (batch := next(batches, None)):
-                for branch in batch.branches:
-                    known = (list(branch.tokens), list(branch.log_probs)) if begun else ([], [])
-                    answer = Answer(branch, *known)
-                    if self._over(answer):
-                        yield branch.number, self._generation(answer)
-                    else:
-                        waiting.append((batch, answer))
-            pool.admit(waiting)
+            with self._on_mesh():
+                over = self._read(batches, pool, waiting, begun)
+                pool.admit(waiting)
+            yield from over
             if not pool.answers:
                 return
-            # there were more to come, had there been any.
-            if len(pool.answers) < pool.rows and not waiting:
-                pool.shrink()
-            for answer, new in write(pool):
-                for token, log_prob in new:
-                    answer.tokens.append(token)
-                    answer.log_probs.append(log_prob)
-                    if self._over(answer):
-                        pool.release(answer)
-                        yield answer.branch.number, self._generation(answer)
-                        break
+            with self._on_mesh():
+                over = self._write(pool, write, more=bool(waiting))
+            yield from over
+
+    def _read(
+        self, batches: Iterator[Batch], pool: DecodePool, waiting: list[tuple[Batch, Answer]], begun: bool
+    ) -> list[tuple[int, Generation]]:
+        """Read until the pool's room is spoken for; gives what needs no writing."""
+        over = []
+        while len(pool.answers) + len(waiting) < pool.rows and (batch := next(batches, None)):
+            for branch in batch.branches:
+                known = (list(branch.tokens), list(branch.log_probs)) if begun else ([], [])
+                answer = Answer(branch, *known)
+                if self._over(answer):
+                    over.append((branch.number, self._generation(answer)))
+                else:
+                    waiting.append((batch, answer))
+        return over
+
+    def _write(
+        self, pool: DecodePool, write: Callable[[DecodePool], Iterable[Written]], more: bool
+    ) -> list[tuple[int, Generation]]:
+        """Write a little of each answer in the pool; gives those that have ended."""
+        # there were more to come, had there been any.
+        if len(pool.answers) < pool.rows and not more:
+            pool.shrink()
+        over = []
+        for answer, new in write(pool):
+            for token, log_prob in new:
+                answer.tokens.append(token)
+                answer.log_probs.append(log_prob)
+                if self._over(answer):
+                    pool.release(answer)
+                    over.append((answer.branch.number, self._generation(answer)))
+                    break
+        return over
+
+    def _on_mesh(self) -> AbstractContextManager:
+        return jax.set_mesh(self._mesh) if self._mesh else nullcontext()
 
     def _trees(self, requests: Sequence[Request]) -> list[Tree]:
         """A context with all that is asked of it, each question once a request."""
