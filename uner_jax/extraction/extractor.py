@@ -23,13 +23,17 @@ OVERLAP_TOKENS = 64
 class Extraction:
     """The entities of a document, the windows it took, and what the model wrote that is not there.
 
-    `ungrounded` counts answers that do not stand in the text, `cut` those that hit the token limit.
+    `ungrounded` counts answers that do not stand in the text, `cut` those that hit the token limit, `empty` the
+    questions that were answered with nothing, `tokens` those that were read and written.
     """
 
     entities: list[Span]
     chunks: int
     ungrounded: int
     cut: int
+    questions: int = 0
+    empty: int = 0
+    tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,17 +92,33 @@ class Extractor:
             for label in wanted
         ]
         found: list[list[Span]] = [[] for _ in texts]
-        ungrounded, cut = [0] * len(texts), [0] * len(texts)
+        ungrounded, cut, empty, tokens = ([0] * len(texts) for _ in range(4))
         for question, start, passage, generation in self._answers(texts, spans, questions, asked):
             answer, scores = scored_answer(generation, self._tokenizer)
             grounded, missing = ground(passage, question.label, answer, scores)
             found[question.document] += [_moved(span, start) for span in grounded]
             ungrounded[question.document] += missing
             cut[question.document] += not generation.ended
+            empty[question.document] += not answer.items
+            tokens[question.document] += len(asked[question.label]) + len(generation.tokens) + generation.ended
         return [
-            Extraction(merge(found[document]), len(spans[document]), ungrounded[document], cut[document])
+            Extraction(
+                merge(found[document]),
+                len(spans[document]),
+                ungrounded[document],
+                cut[document],
+                len(spans[document]) * len(per_text[document]),
+                empty[document],
+                tokens[document],
+            )
             for document in range(len(texts))
         ]
+
+    def stream(
+        self, texts: Sequence[str], labels: Sequence[str] | Sequence[Sequence[str]]
+    ) -> Iterator[tuple[int, Extraction]]:
+        """Like `extract`: (place in `texts`, what was found), as each text is finished."""
+        yield from enumerate(self.extract(texts, labels))
 
     def check(self, text: str, labels: Sequence[str]) -> None:
         """Raise InputError if the text or a label cannot be read (a lone surrogate, say), or a label is too long."""
