@@ -252,7 +252,7 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Any]) -> int:
         if content_suffix(Path(path)) == ".parquet":
             return _write_parquet(temporary, list(rows), Path(path))
         count = 0
-        with _open_for_writing(temporary) as file:
+        with open_for_writing(temporary) as file:
             for row in rows:
                 file.write(_to_utf8(json.dumps(row, ensure_ascii=False)) + b"\n")
                 count += 1
@@ -282,7 +282,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 @contextmanager
-def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
+def open_for_writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain, `.gz` or `.zst` file for writing bytes; the same bytes make the same file."""
     with path.open("wb") as file:
         if path.suffix.lower() == ".gz":
             # neither time nor the temporary name in the header: the same rows make the same bytes.
