@@ -6,17 +6,15 @@ freely and only those that fail are decoded again, under a grammar of llguidance
 
 import json
 import re
-from typing import Literal
 
 import llguidance
 import llguidance.numpy
 import numpy as np
 
+from uner_jax.extraction.options import Grounding
 from uner_jax.records import InputError
 from uner_jax.template import answer_turn
 from uner_jax.tokenizer import Tokenizer
-
-Grounding = Literal["substring", "json", "none"]
 
 # Spans of words begin and end with words: what a tokenizer splits is not split here.
 CHUNKS = re.compile(r"\w+|\s+|[^\w\s]")

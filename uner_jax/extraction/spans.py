@@ -4,12 +4,11 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, Protocol, TypedDict
+from typing import Protocol, TypedDict
 
 from uner_jax.extraction.answers import Answer, Item, parse_answer
 from uner_jax.extraction.engine import Generation
-
-Occurrences = Literal["all", "first"]
+from uner_jax.extraction.options import Occurrences
 
 
 class Span(TypedDict):
