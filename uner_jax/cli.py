@@ -144,6 +144,7 @@ def evaluate(
     dtype: Dtype = "float32",
     batch_size: int = 32,
     max_new_tokens: int = 256,
+    calibrate: bool = False,
 ) -> None:
     """Answer the questions of benchmark files greedily, and score the answers as the paper does.
 
@@ -155,11 +156,16 @@ def evaluate(
         dtype: Dtype of the computation.
         batch_size: Questions answered at a time.
         max_new_tokens: The most tokens of an answer (the paper's limit is 256).
+        calibrate: Find the temperature for the scores of `uner extract --temperature`; writes calibration.json and a
+            reliability diagram.
     """
     from uner_jax.evaluation.run import evaluate as run_evaluation
     from uner_jax.evaluation.run import print_report
 
-    print_report(run_evaluation(model, data, output, passages, dtype, batch_size, max_new_tokens))
+    report = run_evaluation(model, data, output, passages, dtype, batch_size, max_new_tokens, calibrate)
+    print_report(report)
+    if calibrate:
+        print(f"scores are calibrated by --temperature {report['calibration']['temperature']}", file=sys.stderr)
     print(f"{output}: predictions.jsonl, report.json", file=sys.stderr)
 
 

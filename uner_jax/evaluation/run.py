@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from uner_jax.command import progress
+from uner_jax.evaluation.calibration import calibration, draw_reliability
 from uner_jax.evaluation.scorers import correct_score, exact_span_score, published_score
 from uner_jax.extraction.answers import parse_answer
-from uner_jax.extraction.engine import Engine, Request
-from uner_jax.extraction.spans import occurrences
+from uner_jax.extraction.engine import Engine, Generation, Request
+from uner_jax.extraction.spans import occurrences, scored_answer
 from uner_jax.model.llama import Llama
 from uner_jax.records import NO_PASSAGE, InputError, check_conversation, read_rows, write_json, write_rows
 from uner_jax.template import answer_turn, encode_answer, encode_context, encode_question
@@ -60,10 +61,12 @@ def evaluate(
     dtype: str = "float32",
     batch_size: int = 32,
     max_new_tokens: int = 256,
+    calibrate: bool = False,
 ) -> dict[str, Any]:
     """Answer every question greedily, write `predictions.jsonl` and `report.json`, and return the report.
 
-    A file is a data set of its name. Raises InputError for two files of one name.
+    With `calibrate` also `calibration.json` and `reliability.png`. A file is a data set of its name. Raises
+    InputError for two files of one name.
     """
     names = [path.stem for path in data]
     if len(set(names)) < len(names):
@@ -74,7 +77,8 @@ def evaluate(
     tokenizer = load_model_tokenizer(model)
     engine = _engine(load_model(model, dtype), tokenizer, batch_size, max_new_tokens)
     started = time.monotonic()
-    predictions = _answers(engine, tokenizer, questions)
+    generations = _answers(engine, tokenizer, questions)
+    predictions = [tokenizer.decode(generation.tokens).strip() for generation in generations]
     seconds = time.monotonic() - started
     write_rows(
         output / "predictions.jsonl",
@@ -85,8 +89,25 @@ def evaluate(
     )
     settings = {"model": model, "dtype": dtype, "max_new_tokens": max_new_tokens, "passages": passages}
     report = settings | {"seconds": round(seconds, 1), "datasets": _scores(questions, predictions)}
+    if calibrate:
+        report["calibration"] = found = calibration(*_judged(generations, questions, tokenizer))
+        write_json(output / "calibration.json", found)
+        draw_reliability(found, output / "reliability.png")
     write_json(output / "report.json", report)
     return report
+
+
+def _judged(
+    generations: Sequence[Generation], questions: Sequence[Question], tokenizer: Tokenizer
+) -> tuple[list[float], list[bool]]:
+    """The score of each item that was answered, and whether it is one of the gold answer's."""
+    scores, right = [], []
+    for generation, question in zip(generations, questions, strict=True):
+        answer, probabilities = scored_answer(generation, tokenizer)
+        gold = {item.text for item in parse_answer(question.gold).items}
+        scores += probabilities
+        right += [item.text in gold for item in answer.items]
+    return scores, right
 
 
 def sampled_f1(
@@ -98,7 +119,8 @@ def sampled_f1(
     asked = [questions[place] for place in sorted(drawn)]
 
     def score(model: Llama, tokenizer: Tokenizer) -> float:
-        answers = _answers(_engine(model, tokenizer, batch_size, max_new_tokens), tokenizer, asked)
+        engine = _engine(model, tokenizer, batch_size, max_new_tokens)
+        answers = [tokenizer.decode(found.tokens).strip() for found in _answers(engine, tokenizer, asked)]
         return published_score(answers, [question.gold for question in asked])["f1"]
 
     return score
@@ -109,7 +131,7 @@ def _engine(model: Llama, tokenizer: Tokenizer, batch_size: int, max_new_tokens:
     return Engine(model, tokenizer.eos_id, batch_size, max_new_tokens, draft)
 
 
-def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
+def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Generation]:
     contexts: dict[tuple[str, str], tuple[int, ...]] = {}
     requests = []
     for question in questions:
@@ -117,10 +139,8 @@ def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]
         if key not in contexts:
             contexts[key] = tuple(encode_context(key[0], tokenizer, key[1]))
         requests.append(Request(contexts[key], tuple(encode_question(question.question, tokenizer))))
-    answers = [""] * len(questions)
-    for place, generation in progress(engine.generate(requests), "answering", len(requests), "questions"):
-        answers[place] = tokenizer.decode(generation.tokens).strip()
-    return answers
+    found = dict(progress(engine.generate(requests), "answering", len(requests), "questions"))
+    return [found[place] for place in range(len(requests))]
 
 
 def _scores(questions: Sequence[Question], predictions: Sequence[str]) -> dict[str, Any]:
