@@ -109,6 +109,33 @@ def each_batch(monkeypatch, change):
     monkeypatch.setattr(loop, "batches", changed_batches)
 
 
+# ---- two runs
+
+HOLD = """
+import sys
+from pathlib import Path
+from uner_jax.training.lock import only_run
+with only_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_two_runs_never_share_a_run_dir(recipe, tmp_path, capsys):
+    config = dataclasses.replace(recipe, run_dir=str(tmp_path / "run"), steps=2)
+    command = [sys.executable, "-c", HOLD, config.run_dir]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(SystemExit, match=r"^1$"):
+            run_command(lambda _: loop.train(config), [])
+        holder.kill()
+    assert f"{config.run_dir}: in use by process {holder.pid} on " in capsys.readouterr().err
+    assert {path.name for path in Path(config.run_dir).iterdir()} == {"run.lock"}
+    # a run that was killed keeps nobody out.
+    loop.train(config)
+    assert saved(config.run_dir) == {"2"} and not Path(config.run_dir, "run.lock").exists()
+
+
 # ---- SIGTERM
 
 

@@ -27,6 +27,7 @@ from uner_jax.training.console import say
 from uner_jax.training.drift import check_data, check_recipe, record_config
 from uner_jax.training.flops import Work, rates
 from uner_jax.training.initial import first_state
+from uner_jax.training.lock import only_run
 from uner_jax.training.metrics import Metrics, read_metrics, validation_losses
 from uner_jax.training.optimizer import make_optimizer, make_schedule
 from uner_jax.training.preemption import Preemption
@@ -44,8 +45,14 @@ from uner_jax.weights.load import load_config
 def train(config: TrainConfig, score: Score | None = None) -> None:
     """Run the recipe to its last step, from the newest checkpoint in its run_dir if there is one.
 
-    `score` gives an F1 of the answers that a model writes, where the recipe asks for one.
+    `score` gives an F1 of the answers that a model writes, where the recipe asks for one. Raises InputError where
+    another run is at work in the same run_dir.
     """
+    with only_run(Path(config.run_dir)):
+        _train(config, score)
+
+
+def _train(config: TrainConfig, score: Score | None) -> None:
     run_dir = Path(config.run_dir)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
     check_batch(config, mesh)
