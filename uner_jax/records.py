@@ -23,6 +23,8 @@ import zstandard
 
 PARQUET_ROWS = 1024
 READ_BYTES = 1 << 20
+# Of a compressed file that is cut off, what is read together with its end is lost: little of it.
+DECOMPRESSED_BYTES = 1 << 13
 COMPRESSED = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # the first turn of `template.passage_turn`, with and without a data set's name, on no passage.
@@ -167,11 +169,14 @@ def open_bytes(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], int
     if suffix == ".zst":
         # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
         with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
-            yield io.BufferedReader(cast(io.RawIOBase, stream), READ_BYTES), file.tell
+            yield io.BufferedReader(cast(io.RawIOBase, stream), DECOMPRESSED_BYTES), file.tell
         return
     with path.open("rb", buffering=0) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else raw
-        yield io.BufferedReader(cast(io.RawIOBase, stream), READ_BYTES), raw.tell
+        if suffix == ".gz":
+            stream = gzip.GzipFile(fileobj=raw)
+            yield io.BufferedReader(cast(io.RawIOBase, stream), DECOMPRESSED_BYTES), raw.tell
+        else:
+            yield io.BufferedReader(raw, READ_BYTES), raw.tell
 
 
 def read_lines(stream: io.BufferedReader, longest: int) -> Iterator[bytes | None]:

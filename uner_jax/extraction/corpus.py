@@ -124,13 +124,14 @@ class _Run:
 
     def _raws(self) -> Iterator[Raw]:
         """The records of this shard; what was read for others since counts as read for the next."""
-        read = 0
+        read, left = 0, sum(source.path.stat().st_size for source in self.sources)
         for raw in (raw for source in self.sources for raw in read_raw(source, self.job)):
-            read += raw.read
+            read, left = read + raw.read, left - raw.read
             if self.corpus % self.job.shards == self.job.shard:
                 yield dataclasses.replace(raw, read=read)
                 read = 0
             self.corpus += 1
+        self.shown.skip(read + left)
 
     def _skip(self, raws: Iterator[Raw], documents: int) -> None:
         for raw in itertools.islice(raws, documents):

@@ -5,7 +5,8 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -74,8 +75,8 @@ def _column_names(path: Path) -> list[str] | None:
         with open_parquet(path) as file:
             return list(file.schema_arrow.names)
     if kind in TABLES:
-        with open_bytes(path) as (stream, _):
-            return next(_table(stream, TABLES[kind]), None)
+        with _open_table(path, TABLES[kind]) as (rows, _):
+            return next(rows, None)
     return None
 
 
@@ -113,9 +114,9 @@ def _is_array(path: Path) -> bool:
 
 
 def _array_items(source: Source) -> Iterator[Raw]:
-    with open_bytes(source.path) as (stream, position):
+    with open_bytes(source.path) as (stream, position), io.TextIOWrapper(stream, encoding="utf-8-sig") as text:
         done = 0
-        for number, item in enumerate(_items(io.TextIOWrapper(stream, encoding="utf-8-sig")), 1):
+        for number, item in enumerate(_items(text), 1):
             yield Raw(f"{source.name}, item {number}", "row", item, position() - done)
             done = position()
 
@@ -167,17 +168,20 @@ def _parquet_rows(source: Source, job: Job) -> Iterator[Raw]:
 
 
 def _table_rows(source: Source, delimiter: str) -> Iterator[Raw]:
-    with open_bytes(source.path) as (stream, position):
-        rows, done = _table(stream, delimiter), 0
-        header = next(rows, [])
+    with _open_table(source.path, delimiter) as (rows, position):
+        header, done = next(rows, []), 0
         for number, cells in enumerate(rows, 2):
             if cells:
                 yield Raw(f"{source.name}, row {number}", "cells", (header, cells), position() - done)
                 done = position()
 
 
-def _table(stream: io.BufferedReader, delimiter: str) -> Iterator[list[str]]:
+@contextmanager
+def _open_table(path: Path, delimiter: str) -> Iterator[tuple[Iterator[list[str]], Callable[[], int]]]:
     csv.field_size_limit(LONGEST_RECORD)
     # a byte that is no UTF-8 becomes half a surrogate pair, and is found in its own record.
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    return csv.reader(text, delimiter=delimiter)
+    with (
+        open_bytes(path) as (stream, position),
+        io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="") as text,
+    ):
+        yield csv.reader(text, delimiter=delimiter), position
