@@ -1,4 +1,4 @@
-"""The `uner` command: convert, extract, evaluate, view, plan."""
+"""The `uner` command: convert, extract, evaluate, view, export, plan."""
 
 import sys
 from collections.abc import Callable
@@ -173,12 +173,43 @@ def view(input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")
     """Make one self-contained HTML page of extracted entities.
 
     Args:
-        input: Extraction records (JSON lines or Parquet).
+        input: Extraction records (JSON lines or Parquet), or the directory of uner extract.
         output: The page.
     """
     from uner_jax.view.page import write_page
 
     print(f"{output}: {write_page(input, output):,} documents", file=sys.stderr)
+
+
+def export(
+    input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")],
+    to: Literal["spacy", "conll", "label-studio", "brat", "prodigy", "hf", "gliner"],
+    output: Path,
+    flat: bool = False,
+    partial_words: Literal["split", "drop"] = "split",
+    min_score: float = 0.0,
+    language: str = "xx",
+) -> None:
+    """Write extracted entities in the form of another tool, and say what that form cannot hold.
+
+    Args:
+        input: Extraction records (JSON lines or Parquet), or the directory of uner extract.
+        to: The form; docs/export.md has an example of each.
+        output: A file (.spacy, .json, .jsonl; any for conll), or for brat and hf a directory that is not there yet.
+        flat: Of entities that overlap keep the best by score, then by length; conll and hf are always flat.
+        partial_words: A word in which an entity begins or ends is split there, or the entity is dropped.
+        min_score: Leave out entities with a lower score (0 to 1).
+        language: spaCy's code of the language, for its tokenizer (spacy only; xx is any).
+    """
+    from uner_jax.export.documents import Choices
+    from uner_jax.export.formats import FORMATS
+    from uner_jax.export.formats import export as run_export
+
+    tally = run_export(input, to, output, Choices(flat, partial_words, min_score, language))
+    print(f"{output}: {tally.written:,} documents, {tally.expressed:,} entities", file=sys.stderr)
+    without = f"this form has no place for {FORMATS[to].without}"
+    for line in [*tally.lines(), *([without] if FORMATS[to].without else [])]:
+        print(f"  {line}", file=sys.stderr)
 
 
 def plan(
@@ -206,6 +237,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "extract": extract,
     "evaluate": evaluate,
     "view": view,
+    "export": export,
     "plan": plan,
 }
 

@@ -1,0 +1,1 @@
+"""Extracted entities in the forms that other tools read."""
