@@ -1,4 +1,4 @@
-"""The `uner` command: convert, extract, evaluate, view, plan."""
+"""The `uner` command: convert, extract, evaluate, view, demo, ask, plan."""
 
 import sys
 from collections.abc import Callable
@@ -144,6 +144,34 @@ def view(input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")
     print(f"{output}: {write_page(input, output):,} documents", file=sys.stderr)
 
 
+def demo(
+    model: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_characters: int = 5000,
+    queue: int = 8,
+    dtype: Dtype = "float32",
+    max_new_tokens: int = 256,
+) -> None:
+    """Serve a web page that marks the entities of a pasted text; Ctrl-C ends it.
+
+    Args:
+        model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
+        host: Address to listen at; all that can reach another than 127.0.0.1 may use the model.
+        port: Port to listen at; 0 takes any free one.
+        max_characters: The most characters (code points) of a text.
+        queue: How many texts may wait while one is read; more are turned away.
+        dtype: Dtype of the computation.
+        max_new_tokens: The most tokens of an answer.
+    """
+    from uner_jax.view.demo.question import Limits
+    from uner_jax.view.demo.server import serve_demo
+
+    if max_characters < 1 or queue < 0:
+        raise InputError("--max-characters must be 1 or more, and --queue 0 or more")
+    serve_demo(model, host, port, Limits(max_characters, waiting=queue), dtype, max_new_tokens)
+
+
 def plan(
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG.py")], topology: str
 ) -> Callable[[list[str]], None]:
@@ -169,6 +197,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "extract": extract,
     "evaluate": evaluate,
     "view": view,
+    "demo": demo,
     "plan": plan,
 }
 
