@@ -1,5 +1,6 @@
 """The `uner` command: convert, extract, evaluate, view, demo, ask, plan."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -172,6 +173,38 @@ def demo(
     serve_demo(model, host, port, Limits(max_characters, waiting=queue), dtype, max_new_tokens)
 
 
+def ask(
+    text: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="TEXT")] = None,
+    *,
+    model: str,
+    labels: str = "person,organization,location,date",
+    json: bool = False,
+    dtype: Dtype = "float32",
+    max_new_tokens: int = 256,
+) -> None:
+    """Show the entities of one text in the terminal, or of one after another as you write them.
+
+    Args:
+        text: The text; without one, standard input is read, and on a terminal you are asked for texts.
+        model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
+        labels: Entity types, separated by commas.
+        json: Print a line of JSON for each text, an extraction record, instead of a marked text and a table.
+        dtype: Dtype of the computation.
+        max_new_tokens: The most tokens of an answer.
+    """
+    from uner_jax.extraction.extractor import Extractor
+    from uner_jax.view.conversation import Conversation, piped_text, typed_line
+
+    asked = text if text is not None or sys.stdin.isatty() else piped_text()
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    extractor = Extractor.from_pretrained(model, dtype=dtype, max_new_tokens=max_new_tokens)
+    conversation = Conversation(extractor, _labels(labels, None), json, coloured)
+    if asked is None:
+        conversation.converse(typed_line)
+    else:
+        conversation.answer(asked)
+
+
 def plan(
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="CONFIG.py")], topology: str
 ) -> Callable[[list[str]], None]:
@@ -198,6 +231,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "evaluate": evaluate,
     "view": view,
     "demo": demo,
+    "ask": ask,
     "plan": plan,
 }
 
