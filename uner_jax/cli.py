@@ -194,9 +194,10 @@ def ask(
     """
     from uner_jax.extraction.extractor import Extractor
     from uner_jax.view.conversation import Conversation, piped_text, typed_line
+    from uner_jax.view.terminal import shows_colours
 
     asked = text if text is not None or sys.stdin.isatty() else piped_text()
-    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    coloured = shows_colours(sys.stdout, os.environ)
     extractor = Extractor.from_pretrained(model, dtype=dtype, max_new_tokens=max_new_tokens)
     conversation = Conversation(extractor, _labels(labels, None), json, coloured)
     if asked is None:

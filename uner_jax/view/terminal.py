@@ -5,8 +5,8 @@ first is on top; without, it stands in brackets. The label stands where the enti
 """
 
 import unicodedata
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
 
 from uner_jax.view.layout import segments
 from uner_jax.view.markup import colours
@@ -20,6 +20,11 @@ TEXT_COLUMNS = 60
 
 # A control character could move the cursor or recolour what follows: none but the line's end and the tab is shown.
 _CONTROLS = dict.fromkeys({*range(32), *range(127, 160), *range(0xD800, 0xE000)} - {9, 10}, "\ufffd")
+
+
+def shows_colours(stream: IO[str], environment: Mapping[str, str]) -> bool:
+    """Whether to write colours there: a terminal that knows them, of a user who did not set NO_COLOR."""
+    return stream.isatty() and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
