@@ -272,10 +272,19 @@ def test_a_terminal_gets_a_conversation(command):
         assert terminal.process.wait(60) == 0
 
 
+WANTED = {"TERM": "xterm"}
+
+
 @pytest.mark.parametrize(
     ("is_terminal", "environment", "coloured"),
-    [(True, {}, True), (False, {}, False), (True, {"NO_COLOR": "1"}, False), (True, {"NO_COLOR": ""}, True)]
-    + [(True, {"TERM": "dumb"}, False), (True, {"TERM": "xterm"}, True)],
+    [
+        (True, WANTED, True),
+        (False, WANTED, False),
+        (True, WANTED | {"NO_COLOR": "1"}, False),
+        (True, WANTED | {"NO_COLOR": ""}, True),
+        (True, {"TERM": "dumb"}, False),
+        (True, {}, True),
+    ],
 )
 def test_colours_are_for_terminals_that_want_them(is_terminal, environment, coloured):
     stream = io.StringIO()
