@@ -327,7 +327,7 @@ def test_one_is_read_one_waits_and_a_third_is_turned_away(demo, answers):
     first = Asking(demo, labels=["person"])
     assert answers.begun.acquire(timeout=60)
     second = Asking(demo, labels=["place"])
-    wait_for_full(demo)
+    wait_for(demo.line.places, 0)
     body = json.dumps({"text": TEXT, "labels": ["person"]})
     status, headers, found = call(demo, "POST", "/extract", body, {"Content-Type": "application/json"})
     assert status == 503 and headers["Retry-After"] == "5"
@@ -341,10 +341,9 @@ def test_one_is_read_one_waits_and_a_third_is_turned_away(demo, answers):
     assert ask(demo)[0] == 200
 
 
-def wait_for_full(server):
-    """Until no place is free: a place that can be taken is given back."""
-    while server.line._places.acquire(blocking=False):
-        server.line._places.release()
+def wait_for(places, free):
+    """Until so many places are free."""
+    while places.free != free:
         threading.Event().wait(0.005)
 
 
@@ -356,9 +355,8 @@ def test_a_reader_who_leaves_gives_the_place_back(demo, answers, monkeypatch):
     body = json.dumps({"text": TEXT, "labels": ["person"]}).encode()
     with closing(socket.create_connection(("127.0.0.1", demo.server_port), 60)) as leaving:
         leaving.sendall(request(body))
-        wait_for_full(demo)
-    assert demo.line._places.acquire(timeout=60)
-    demo.line._places.release()
+        wait_for(demo.line.places, 0)
+    wait_for(demo.line.places, 1)
     answers.go.set()
     assert first.done()[0] == 200 and ask(demo)[0] == 200
     assert answers.begun.acquire(timeout=60) and not answers.begun.acquire(blocking=False)
@@ -372,6 +370,23 @@ def test_an_answer_that_takes_too_long_is_given_up(demo, answers, monkeypatch):
     assert status == 504 and "took more than" in found["error"]
     answers.go.set()
     monkeypatch.undo()
+
+
+def test_who_waits_when_the_demo_ends_is_told(tok512, answers, monkeypatch):
+    monkeypatch.setattr(visit, "LOOK_SECONDS", 0.01)
+    with serving(Extractor(abstract_model(CONFIG), tok512)) as server:
+        answers.go.clear()
+        first = Asking(server)
+        assert answers.begun.acquire(timeout=60)
+        second = Asking(server)
+        wait_for(server.line.places, 0)
+        closing_line = threading.Thread(target=server.line.close)
+        closing_line.start()
+        assert second.done() == (503, {"error": "the demo is ending"})
+        answers.go.set()
+        assert first.done()[0] == 200
+        closing_line.join()
+        assert ask(server) == (503, {"error": "the demo is ending"})
 
 
 def test_a_model_that_fails_fails_for_one(demo, capsys):
@@ -439,11 +454,9 @@ def test_too_many_connections_are_turned_away(tok512, answers, monkeypatch):
     with serving(Extractor(abstract_model(CONFIG), tok512), Limits(waiting=0)) as server:
         with closing(socket.create_connection(("127.0.0.1", server.server_port), 60)) as idle:
             idle.sendall(b"GET / HTTP/1.1\r\n")
-            while server._connections.acquire(blocking=False):
-                server._connections.release()
+            wait_for(server.connections, 0)
             assert exchange(server, b"").startswith(b"HTTP/1.0 503 ")
-        assert server._connections.acquire(timeout=60)
-        server._connections.release()
+        wait_for(server.connections, 1)
         assert ask(server)[0] == 200
 
 

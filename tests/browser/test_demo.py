@@ -210,8 +210,7 @@ def test_a_reader_can_stop_waiting_and_is_told_of_a_full_line(page, browser, dem
         others[0].goto(demo.url)
         others[0].locator("#find").click()
         expect(others[0].get_by_role("status")).to_contain_text("reading")
-        while demo.line._places.acquire(blocking=False):
-            demo.line._places.release()
+        while demo.line.places.free:
             page.wait_for_timeout(10)
         others[1].goto(demo.url)
         others[1].locator("#find").click()

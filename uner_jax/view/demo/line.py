@@ -12,11 +12,31 @@ class LineFullError(Exception):
     """As many wait as may wait."""
 
 
+class Places:
+    """A number of places that threads take and give back; `free` says how many are left."""
+
+    def __init__(self, number: int):
+        self.free = number
+        self._lock = threading.Lock()
+
+    def take(self) -> bool:
+        """Take a place; False if none is left."""
+        with self._lock:
+            taken = self.free > 0
+            self.free -= taken
+        return taken
+
+    def give_back(self) -> None:
+        """Give a place back that was taken."""
+        with self._lock:
+            self.free += 1
+
+
 class Line:
     """Runs calls one at a time, first come, first served; `waiting` of them may wait."""
 
     def __init__(self, waiting: int):
-        self._places = threading.BoundedSemaphore(waiting + 1)
+        self.places = Places(waiting + 1)
         self._worker = ThreadPoolExecutor(1, "extraction")
 
     def enter(self, call: Callable[[], T]) -> "Future[T]":
@@ -24,14 +44,14 @@ class Line:
 
         Raises LineFullError when as many wait as may, and CancelledError once the line is closed.
         """
-        if not self._places.acquire(blocking=False):
+        if not self.places.take():
             raise LineFullError
         try:
             future = self._worker.submit(call)
         except RuntimeError:
-            self._places.release()
+            self.places.give_back()
             raise CancelledError from None
-        future.add_done_callback(lambda _: self._places.release())
+        future.add_done_callback(lambda _: self.places.give_back())
         return future
 
     def close(self) -> None:

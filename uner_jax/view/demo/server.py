@@ -4,7 +4,6 @@ import os
 import signal
 import socket
 import sys
-import threading
 import traceback
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.records import InputError
 from uner_jax.view.demo.guard import known_names
-from uner_jax.view.demo.line import Line
+from uner_jax.view.demo.line import Line, Places
 from uner_jax.view.demo.page import demo_page
 from uner_jax.view.demo.question import Limits
 from uner_jax.view.demo.visit import Visit
@@ -40,7 +39,7 @@ class DemoServer(ThreadingHTTPServer):
         self.names = known_names(host)
         self.page = demo_page(model, limits)
         self.line = Line(limits.waiting)
-        self._connections = threading.BoundedSemaphore(CONNECTIONS + limits.waiting)
+        self.connections = Places(CONNECTIONS + limits.waiting)
         try:
             super().__init__((host, port), Visit)
         except (OSError, OverflowError) as error:
@@ -59,7 +58,7 @@ class DemoServer(ThreadingHTTPServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Give the connection a thread, or turn it away when there are too many."""
-        if self._connections.acquire(blocking=False):
+        if self.connections.take():
             super().process_request(request, client_address)
             return
         request.setblocking(False)
@@ -71,7 +70,7 @@ class DemoServer(ThreadingHTTPServer):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._connections.release()
+            self.connections.give_back()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say on the terminal what went wrong in one connection; the server goes on."""

@@ -146,13 +146,14 @@ class Visit(BaseHTTPRequestHandler):
     def _outcome(self, future: "Future[dict[str, Any]]") -> dict[str, Any]:
         """The result, unless it takes too long or nobody waits for it any more."""
         end = time.monotonic() + ANSWER_SECONDS
-        while not wait([future], LOOK_SECONDS).done:
+        while not future.done():
             if self._reader_left():
                 future.cancel()
                 raise ConnectionAbortedError
             if time.monotonic() > end:
                 future.cancel()
                 raise RefusedError(_SLOW, f"the model took more than {ANSWER_SECONDS:.0f} s; ask for less at a time")
+            wait([future], LOOK_SECONDS)
         try:
             return future.result()
         except (InputError, CancelledError):
