@@ -449,6 +449,17 @@ def test_a_request_that_does_not_end_is_ended(demo, sent, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_connection_that_says_nothing_does_not_hold_up_the_end(monkeypatch):
+    monkeypatch.setattr(visit, "REQUEST_SECONDS", 1e6)
+    monkeypatch.setattr(visit.Visit, "timeout", None)
+    with serving(None) as server:
+        idle = socket.create_connection(("127.0.0.1", server.server_port), 60)
+        while not server.reading:
+            threading.Event().wait(0.005)
+    with closing(idle):
+        assert idle.recv(1) == b"" and not server.reading
+
+
 def test_too_many_connections_are_turned_away(tok512, answers, monkeypatch):
     monkeypatch.setattr(server_module, "CONNECTIONS", 1)
     with serving(Extractor(abstract_model(CONFIG), tok512), Limits(waiting=0)) as server:

@@ -1,9 +1,12 @@
 """The server of the demo: it listens, and bounds how many may come and how many wait."""
 
+import contextlib
+import math
 import os
 import signal
 import socket
 import sys
+import time
 import traceback
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -30,7 +33,8 @@ class DemoServer(ThreadingHTTPServer):
     Binds at once, so that a port in use is found before a model is loaded; `extractor` is set before `serve_forever`.
     """
 
-    daemon_threads = True
+    # joined at the end: a thread that the interpreter kills within XLA's code takes the process down with it.
+    daemon_threads = False
     extractor: Extractor
 
     def __init__(self, host: str, port: int, model: str, limits: Limits):
@@ -39,6 +43,8 @@ class DemoServer(ThreadingHTTPServer):
         self.names = known_names(host)
         self.page = demo_page(model, limits)
         self.line = Line(limits.waiting)
+        # connections whose request is on its way, and when it must be there
+        self.reading: dict[socket.socket, float] = {}
         self.connections = Places(CONNECTIONS + limits.waiting)
         try:
             super().__init__((host, port), Visit)
@@ -78,10 +84,22 @@ class DemoServer(ThreadingHTTPServer):
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             traceback.print_exc()
 
+    def service_actions(self) -> None:
+        """Twice a second: read no more of requests that are late, however slowly they drip."""
+        self._stop_reading(time.monotonic())
+
     def server_close(self) -> None:
-        """Stop listening, and end what waits and what runs."""
-        super().server_close()
+        """Stop listening, and end what is being read, what waits and what runs."""
+        self.socket.close()
+        self._stop_reading(math.inf)
         self.line.close()
+        super().server_close()
+
+    def _stop_reading(self, now: float) -> None:
+        for connection, end in list(self.reading.items()):
+            if end < now:
+                with contextlib.suppress(OSError):  # it may have ended by itself
+                    connection.shutdown(socket.SHUT_RD)
 
 
 def serve_demo(model: str, host: str, port: int, limits: Limits, dtype: str, max_new_tokens: int) -> None:

@@ -1,10 +1,8 @@
 """One request to the demo: read within bounds, answered, and whatever is wrong with it said in a message."""
 
-import contextlib
 import json
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -59,13 +57,11 @@ class Visit(BaseHTTPRequestHandler):
     def setup(self) -> None:
         """Begin, and set the time by which the whole request must be there, however slowly it drips."""
         super().setup()
-        self._deadline = threading.Timer(REQUEST_SECONDS, _stop_reading, [self.connection])
-        self._deadline.daemon = True
-        self._deadline.start()
+        self._demo.reading[self.connection] = time.monotonic() + REQUEST_SECONDS
 
     def finish(self) -> None:
         """End the connection."""
-        self._deadline.cancel()
+        self._demo.reading.pop(self.connection, None)
         super().finish()
 
     def do_GET(self) -> None:
@@ -129,7 +125,7 @@ class Visit(BaseHTTPRequestHandler):
             message = f"the request is too long: the demo reads {limits.characters:,} characters"
             raise RefusedError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
         body = self.rfile.read(int(length))
-        self._deadline.cancel()
+        self._demo.reading.pop(self.connection, None)
         if len(body) < int(length):
             raise RefusedError(HTTPStatus.REQUEST_TIMEOUT, "the request ended too early or came too slowly")
         return body
@@ -188,8 +184,3 @@ class Visit(BaseHTTPRequestHandler):
     @property
     def _demo(self) -> "DemoServer":
         return cast("DemoServer", self.server)
-
-
-def _stop_reading(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # it may have ended by itself
-        connection.shutdown(socket.SHUT_RD)
