@@ -81,7 +81,7 @@ def test_without_a_command(capsys):
 def test_help_lists_every_command(flag, capsys):
     code, out, error = leave([flag], capsys)
     assert (code, error) == (0, "")
-    assert {"convert from-hf", "convert to-hf", "extract", "evaluate", "view", "plan"} <= COMMANDS.keys()
+    assert {"convert from-hf", "convert to-hf", "extract", "evaluate", "view", "demo", "ask", "plan"} <= COMMANDS.keys()
     for name, command in COMMANDS.items():
         assert f"uner {name} " in out and command.__doc__.splitlines()[0] in out
 
@@ -93,7 +93,7 @@ def test_each_command_explains_itself(name, capsys):
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     documented = re.findall(r"^        (\w+): (.*)", COMMANDS[name].__doc__, re.MULTILINE)
     assert documented
-    usage = {"source": "SRC", "destination": "DST", "recipe": "CONFIG.py"} | (
+    usage = {"source": "SRC", "destination": "DST", "recipe": "CONFIG.py", "text": "TEXT"} | (
         {"input": "[-h] F"} if name == "view" else {}
     )
     for argument, explanation in documented:
