@@ -4,8 +4,9 @@ python benchmarks/extraction_memory.py --tokenizer MODEL
 
 Hardware: two CPU cores, 4 GB. Reaches: see benchmarks/results.md.
 
-A corpus is JSON lines of documents of random words, 100 to 2,000 characters long. The model is LLaMA's shape with random
-weights, small enough that reading and writing documents is most of the work. What is compiled is the same for all sizes.
+A corpus is JSON lines of documents of random words, 100 to 2,000 characters long. The model is LLaMA's shape with
+random weights, small enough that reading and writing documents is most of the work. What is compiled is the same for
+all sizes.
 """
 
 import json
