@@ -18,8 +18,9 @@ from typing import Any
 import tyro
 
 from uner_jax.command import run_command
+from uner_jax.model.adapters import AdapterConfig
 from uner_jax.model.config import LlamaConfig
-from uner_jax.model.llamas import LLAMA2_70B, LLAMA_7B, LLAMA_13B
+from uner_jax.model.llamas import LLAMA2_7B, LLAMA2_70B, LLAMA_7B, LLAMA_13B
 from uner_jax.records import atomic_path
 from uner_jax.training.compiled import Compiled, compile_step
 from uner_jax.training.config import DataConfig, MeshConfig, ModelConfig, TrainConfig
@@ -31,12 +32,20 @@ ROW_LENGTH = 2048
 # A quarter of a row is answers, and no row has more conversations than this.
 ROWS = Rows(segments_per_row=32, answers_per_row=512)
 
-MODELS = {"LLaMA-7B": LLAMA_7B, "LLaMA-13B": LLAMA_13B, "LLaMA-2-70B": LLAMA2_70B}
+MODELS = {"LLaMA-7B": LLAMA_7B, "LLaMA-13B": LLAMA_13B, "LLaMA-2-7B": LLAMA2_7B, "LLaMA-2-70B": LLAMA2_70B}
+# As in configs/llama2_7b_qlora_single_gpu.py.
+ADAPTER = AdapterConfig(rank=16, alpha=32.0, dropout=0.05, base="nf4")
+
+
+QLORA = " QLoRA"
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A step to compile: `rows` a device, at most `target` GiB a device (by default what the device has)."""
+    """A step to compile: `rows` a device, at most `target` GiB a device (by default what the device has).
+
+    Of a model whose name ends in QLORA only adapters are trained.
+    """
 
     model: str
     topology: str
@@ -48,6 +57,16 @@ class Case:
     def name(self) -> str:
         """What tells it from the others."""
         return f"{self.model} {self.topology} tensor {self.tensor}, {self.rows} row(s)"
+
+    @property
+    def architecture(self) -> LlamaConfig:
+        """Of the model, or of the adapters' base."""
+        return MODELS[self.model.removesuffix(QLORA)]
+
+    @property
+    def adapter(self) -> AdapterConfig:
+        """The adapters, or none."""
+        return ADAPTER if self.model.endswith(QLORA) else AdapterConfig()
 
 
 CASES = (
@@ -63,6 +82,7 @@ CASES = (
     Case("LLaMA-13B", "h100x8"),
     Case("LLaMA-2-70B", "v5p:4x4x4"),
     Case("LLaMA-2-70B", "h100x64"),
+    Case("LLaMA-2-7B QLoRA", "v5e:2x2"),
 )
 
 
@@ -94,16 +114,16 @@ def _write(output: Path, done: dict[str, dict[str, Any]]) -> None:
 
 
 def _compile(case: Case) -> Compiled:
-    architecture: LlamaConfig = MODELS[case.model]
     topology = parse_topology(case.topology)
     devices = len(topology.devices())
     config = TrainConfig(
         dtype="bfloat16",
-        model=ModelConfig(architecture=architecture, remat="full", strict_kernels=True),
+        model=ModelConfig(architecture=case.architecture, remat="full", strict_kernels=True),
+        adapter=case.adapter,
         data=DataConfig(batch_size=case.rows * devices // case.tensor, row_length=ROW_LENGTH),
         mesh=MeshConfig(tensor=case.tensor),
     )
-    return compile_step(config, architecture, ROWS, topology)
+    return compile_step(config, case.architecture, ROWS, topology)
 
 
 def _row(case: Case, step: Compiled) -> dict[str, Any]:
@@ -173,7 +193,8 @@ the same for a recipe of yours.
 The step: all weights; float32 parameters and AdamW moments, bfloat16 computation, blocks recomputed in the backward
 pass (remat "full"), rows of {length} tokens with at most {answers} answer tokens. Sizes are GiB a device; mesh is data
 x fsdp x tensor; rows are those of a device (with tensor > 1: of the devices that share a row). "At most" is the
-target of this project, or "all" that a device has: 15.75 on v5e, 31.25 on v6e, 95.74 on v5p, 79 on an H100.
+target of this project, or "all" that a device has: 15.75 on v5e, 31.25 on v6e, 95.74 on v5p, 79 on an H100. QLoRA:
+adapters of rank 16 on a frozen base of 4 bits (nf4), as in configs/llama2_7b_qlora_single_gpu.py.
 
 {table}
 {missing}

@@ -50,7 +50,7 @@ def contract(x: jax.Array, kernel: jax.Array, inputs: int) -> jax.Array:
     Products are summed in float32 on the way forward and back, and the kernel's gradient stays so: with
     bfloat16 activations no sum is rounded, and CPUs with bfloat16 products have a fast path for this alone.
     """
-    return _dot(x, kernel.astype(x.dtype), range(x.ndim - inputs, x.ndim), range(inputs)).astype(x.dtype)
+    return _dot(x, _rounded(kernel, x.dtype), range(x.ndim - inputs, x.ndim), range(inputs)).astype(x.dtype)
 
 
 def _contract_forward(x: jax.Array, kernel: jax.Array, inputs: int):
@@ -60,12 +60,23 @@ def _contract_forward(x: jax.Array, kernel: jax.Array, inputs: int):
 def _contract_backward(inputs: int, saved: tuple[jax.Array, jax.Array], g: jax.Array):
     x, kernel = saved
     outer = x.ndim - inputs
-    dx = _dot(g, kernel.astype(g.dtype), range(outer, g.ndim), range(inputs, kernel.ndim))
+    dx = _dot(g, _rounded(kernel, g.dtype), range(outer, g.ndim), range(inputs, kernel.ndim))
     dkernel = _dot(x, g, range(outer), range(outer))
     return dx.astype(x.dtype), dkernel.astype(kernel.dtype)
 
 
 contract.defvjp(_contract_forward, _contract_backward)
+
+
+def _rounded(kernel: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The kernel in the dtype of the activations.
+
+    It is rounded in float32 first: of a mere cast the TPU compiler sees that nobody reads the float32, and casts the
+    kernels of all layers before the backward loop over them, half as much memory again as they take.
+    """
+    if (kernel.dtype, dtype) == (jnp.float32, jnp.bfloat16):
+        kernel = jax.lax.reduce_precision(kernel, exponent_bits=8, mantissa_bits=7)
+    return kernel.astype(dtype)
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axes: range, b_axes: range) -> jax.Array:

@@ -4,6 +4,9 @@ The logits of all scored tokens would be the largest array of a step. Here a chu
 loss, its gradients to the hidden states and to the table, and are forgotten; the backward pass only scales. The
 vocabulary may be cut over the mesh axis `tensor`, the rows over `data` and `fsdp`; the sums over devices are made
 once, at the end.
+
+Where the table is cut over `fsdp`, no device ever holds the whole gradient of it, which in float32 is larger than
+the gathered table: the chunks keep the gradients to their logits, of which slices of the vocabulary are made.
 """
 
 from functools import partial
@@ -15,9 +18,12 @@ from jax.sharding import PartitionSpec as P
 
 from uner_jax.mesh import partition_spec
 
-# B rows, A scored tokens of a row, C tokens of a chunk, D model width, V vocabulary; in `_local` those of one device
+# B rows, A scored tokens of a row, C tokens of a chunk, N chunks, D model width, V vocabulary, S words of a slice;
+# in `_local` those of one device
 
 CHUNK = 512
+# Words of the vocabulary whose rows of the table's gradient a device makes at a time, where the table is cut.
+SLICE = 2048
 
 
 @jax.custom_vjp
@@ -62,7 +68,7 @@ class _Axes(NamedTuple):
         return jax.lax.pmax(x, self.vocab) if self.vocab else x
 
     def sum_table(self, x_VD: jax.Array) -> jax.Array:
-        """The table's gradient, summed over the rows and cut as the table is."""
+        """The table's gradient, or some of its rows, summed over the rows and cut as the table is."""
         if self.embed is None:
             return self.sum_rows(x_VD)
         rest = tuple(axis for axis in self.rows if axis != self.embed)
@@ -97,6 +103,9 @@ def _local(axes: _Axes, gradients: bool, hidden_BAD, table_VD, targets_BA, weigh
     chunk = min(CHUNK, count)
     padding = -count % chunk
     first = jax.lax.axis_index(axes.vocab) * vocab if axes.vocab else 0
+    # with very many scored tokens it is the gradients to the logits that are larger.
+    kept_bytes, whole_bytes = (count + padding) * vocab * hidden_BAD.dtype.itemsize, table_VD.size * 4
+    sliced = gradients and axes.embed is not None and kept_bytes < whole_bytes
 
     def chunks(x: jax.Array) -> jax.Array:
         flat = x.reshape(count, *x.shape[2:])
@@ -116,18 +125,39 @@ def _local(axes: _Axes, gradients: bool, hidden_BAD, table_VD, targets_BA, weigh
             return (loss, sums[1]), None
         weighted_CV = (jnp.exp(logits_CV - log_sum_C[:, None]) - is_target_CV.astype(jnp.float32)) * weights_C[:, None]
         weighted_CV = weighted_CV.astype(hidden_CD.dtype)
+        hidden_gradient_CD = _dot(weighted_CV, table_VD, 1, 0)
+        if sliced:
+            return (loss, sums[1]), (hidden_gradient_CD, weighted_CV)
         table_gradient_VD = sums[1] + _dot(weighted_CV, hidden_CD, 0, 0)
-        return (loss, table_gradient_VD), _dot(weighted_CV, table_VD, 1, 0)
+        return (loss, table_gradient_VD), (hidden_gradient_CD, None)
 
-    start = jnp.zeros((), jnp.float32), jnp.zeros(table_VD.shape if gradients else (), jnp.float32)
+    whole = table_VD.shape if gradients and not sliced else ()
     parts = chunks(hidden_BAD), chunks(targets_BA), chunks(weights_BA)
-    (loss, table_gradient), hidden_gradient = jax.lax.scan(step, start, parts)
+    start = jnp.zeros((), jnp.float32), jnp.zeros(whole, jnp.float32)
+    (loss, table_gradient), made = jax.lax.scan(step, start, parts)
     # the same on every device of `vocab`, so only the rows are summed.
     loss = axes.sum_rows(loss)
     if not gradients:
         return (loss,)
+    hidden_gradient, weighted_NCV = made
     hidden_BAD = hidden_gradient.reshape(-1, width)[:count].reshape(hidden_BAD.shape).astype(hidden_BAD.dtype)
-    return loss, axes.sum_vocab(hidden_BAD), axes.sum_table(table_gradient)
+    table = _by_slices(axes, weighted_NCV, parts[0]) if sliced else axes.sum_table(table_gradient)
+    return loss, axes.sum_vocab(hidden_BAD), table
+
+
+def _by_slices(axes: _Axes, weighted_NCV: jax.Array, hidden_NCD: jax.Array) -> jax.Array:
+    """This device's part of the table's gradient: a slice of the vocabulary after the other, summed and cut."""
+    vocab, width = weighted_NCV.shape[-1], hidden_NCD.shape[-1]
+    hidden_CD = hidden_NCD.reshape(-1, width)
+    size = min(SLICE, vocab)
+    weighted_CV = jnp.pad(weighted_NCV.reshape(-1, vocab), ((0, 0), (0, -vocab % size)))
+
+    def of_slice(first: jax.Array) -> jax.Array:
+        weighted_CS = jax.lax.dynamic_slice_in_dim(weighted_CV, first, size, axis=1)
+        return axes.sum_table(_dot(weighted_CS, hidden_CD, 0, 0))
+
+    slices = jax.lax.map(of_slice, jnp.arange(0, vocab, size))
+    return slices.reshape(-1, slices.shape[-1])[:vocab]
 
 
 def _dot(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
