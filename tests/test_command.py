@@ -90,6 +90,17 @@ def test_progress_in_a_log(capsys, monkeypatch):
     ]
 
 
+def test_progress_of_a_job_that_goes_on(capsys, monkeypatch):
+    """What was done before takes no time, and says nothing about the time that is left."""
+    seconds = iter([0.0, 0.0, 10.0])
+    monkeypatch.setattr(command.time, "monotonic", lambda: next(seconds, 20.0))
+    with command.Progress("reading", 100, "rows") as shown:
+        shown.skip(50)
+        shown.advance(10, "six")
+        shown.advance(10)
+    assert capsys.readouterr().err.splitlines()[-1] == "reading: 70 of 100 rows, 1.0 rows/s, 30 s left"
+
+
 def test_progress_is_lazy_and_lets_errors_through():
     def items():
         yield 1
