@@ -18,11 +18,18 @@ BEAM = $(BEAM_VENV)/.ready
 PLAN_VENV = .venv-plan
 PLAN_LOCK = requirements/plan.lock
 PLAN = $(PLAN_VENV)/.ready
+# spaCy and datasets bring forty packages that nothing else here imports; a browser's driver is as far from the rest.
+SPACY_VENV = .venv-spacy
+SPACY_LOCK = requirements/spacy.lock
+SPACY = $(SPACY_VENV)/.ready
+BROWSER_VENV = .venv-browser
+BROWSER_LOCK = requirements/browser.lock
+BROWSER = $(BROWSER_VENV)/.ready
 # Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
 PYTEST_ARGS =
 LOCK_ARGS =
 
-.PHONY: help demo test test-beam test-plan parity lint lock clean
+.PHONY: help demo test test-beam test-plan test-spacy test-browser parity lint lock clean
 
 help: ## lists these targets (the default)
 	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -40,6 +47,14 @@ test-beam: $(BEAM) ## sets up an environment with Apache Beam and runs the tests
 test-plan: $(PLAN) ## sets up an environment with the compilers of TPUs and GPUs and runs the tests of tests/plan
 	@echo "== pytest tests/plan $(PYTEST_ARGS)"
 	@$(PLAN_VENV)/bin/python -m pytest tests/plan $(PYTEST_ARGS)
+
+test-spacy: $(SPACY) ## sets up an environment with spaCy and datasets and runs the tests of tests/spacy
+	@echo "== pytest tests/spacy $(PYTEST_ARGS)"
+	@$(SPACY_VENV)/bin/python -m pytest tests/spacy $(PYTEST_ARGS)
+
+test-browser: $(BROWSER) ## sets up an environment with Playwright and runs the tests of tests/browser; needs Chromium
+	@echo "== pytest tests/browser $(PYTEST_ARGS)"
+	@$(BROWSER_VENV)/bin/python -m pytest tests/browser $(PYTEST_ARGS)
 
 parity: $(PARITY) ## adds torch to .venv and compares our numbers with those of transformers
 	@echo "== pytest tests/parity $(PYTEST_ARGS)"
@@ -64,12 +79,16 @@ lock: ## resolves pyproject.toml into the lock files again
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra beam --universal --generate-hashes \
 	    --python-version 3.11 --no-header --quiet -o $(BEAM_LOCK) $(LOCK_ARGS) && \
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra plan --universal --generate-hashes \
-	    --python-version 3.11 --no-header --quiet -o $(PLAN_LOCK) $(LOCK_ARGS)
-	@echo "wrote $(LOCK), $(BEAM_LOCK) and $(PLAN_LOCK)"
+	    --python-version 3.11 --no-header --quiet -o $(PLAN_LOCK) $(LOCK_ARGS) && \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra spacy --extra datasets --universal \
+	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(SPACY_LOCK) $(LOCK_ARGS) && \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra browser --extra demo --universal \
+	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(BROWSER_LOCK) $(LOCK_ARGS)
+	@echo "wrote $(LOCK), $(BEAM_LOCK), $(PLAN_LOCK), $(SPACY_LOCK) and $(BROWSER_LOCK)"
 
 clean: ## removes the environments, caches and build output; keeps demo/ and runs/
-	@echo "== removing $(VENV), $(BEAM_VENV), $(PLAN_VENV), caches and build output"
-	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	@echo "== removing $(VENV), $(BEAM_VENV), $(PLAN_VENV), $(SPACY_VENV), $(BROWSER_VENV), caches and build output"
+	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) $(SPACY_VENV) $(BROWSER_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call new_venv,DIRECTORY): an empty environment; git and ruff must pass over one of any name, and Python before 3.13
@@ -106,6 +125,20 @@ $(PLAN): $(PLAN_LOCK) pyproject.toml
 	$(call new_venv,$(PLAN_VENV))
 	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(PLAN_LOCK)
 	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
+	@touch $@
+
+$(SPACY): $(SPACY_LOCK) pyproject.toml
+	@echo "== setting up $(SPACY_VENV) from $(SPACY_LOCK): a few minutes"
+	$(call new_venv,$(SPACY_VENV))
+	@$(SPACY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(SPACY_LOCK)
+	@$(SPACY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
+	@touch $@
+
+$(BROWSER): $(BROWSER_LOCK) pyproject.toml
+	@echo "== setting up $(BROWSER_VENV) from $(BROWSER_LOCK): a few minutes"
+	$(call new_venv,$(BROWSER_VENV))
+	@$(BROWSER_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BROWSER_LOCK)
+	@$(BROWSER_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
 	@touch $@
 
 # The constraints are the lock without its hashes: one hash would put pip into hash-checking mode, and

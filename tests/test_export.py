@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from itertools import combinations, pairwise
@@ -501,6 +502,15 @@ def test_a_score_beyond_one_is_refused(tmp_path, capsys):
     arguments = ("export", tmp_path / "found.jsonl", "--to", "conll", "--output", tmp_path / "x", "--min-score", "50")
     code, _, error = leave(capsys, *arguments)
     assert code == 1 and "--min-score 50.0 must be from 0 to 1" in error
+
+
+def test_a_missing_spacy_is_said_with_the_command_that_helps(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    write_rows(tmp_path / "found.jsonl", [record("Ada")])
+    output = tmp_path / "docs.spacy"
+    code, _, error = leave(capsys, "export", tmp_path / "found.jsonl", "--to", "spacy", "--output", output)
+    assert code == 1 and not output.exists()
+    assert error == "error: spaCy is not installed: pip install 'uner-jax[spacy]'\n"
 
 
 def test_combinations_of_labels_are_kept_apart(exported):

@@ -1,6 +1,7 @@
 """Documents of spaCy: every entity in `doc.spans["uner"]`, those that do not overlap in `doc.ents`."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +57,8 @@ def _docs(nlp: Any, documents: Iterable[Document], choices: Choices, losses: Los
 
 def _layout(text: str, places: Sequence[Place]) -> tuple[list[str], list[bool]]:
     """The words, and whether a space follows that no word holds."""
-    nexts = [start for start, _ in places[1:]] + [len(text)]
-    return [text[start:end] for start, end in places], [
-        end < then for (_, end), then in zip(places, nexts, strict=True)
-    ]
+    followed = [end < then for (_, end), (then, _) in pairwise([*places, (len(text), len(text))])]
+    return [text[start:end] for start, end in places], followed
 
 
 def mark(doc: Any, spans: Sequence[Any], scores: Sequence[float], key: str = KEY) -> list[Any]:
