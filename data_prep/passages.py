@@ -14,13 +14,13 @@ from typing import Annotated
 
 import tyro
 
-from data_prep.corpus.files import find_files, read_batches
+from data_prep.corpus.files import read_batches
 from data_prep.corpus.harvest import NAMED, Harvest, Settings, Task, harvest, start_worker
 from data_prep.corpus.reserve import MOST_GROUPS, Reserve
 from data_prep.corpus.walk import Walk
 from data_prep.workers import ordered_map
 from uner_jax.command import Progress, run_command
-from uner_jax.records import InputError, write_rows
+from uner_jax.records import InputError, find_files, write_rows
 from uner_jax.tokenizer import Tokenizer
 
 # Candidates that are held for each passage that is wanted: what is dropped needs others in its place.
@@ -115,7 +115,7 @@ def passages(
         workers: Processes that cut; the result does not depend on it.
     """
     _check(max_tokens, min_tokens, count, seed)
-    paths = find_files(input)
+    paths = sorted(find_files(input))
     if output.resolve() in {path.resolve() for path in paths}:
         raise InputError(f"--output {output}: is one of the files of --input; write it elsewhere")
     # it loads jax, which takes seconds and memory that the workers, which import this file too, do not need.

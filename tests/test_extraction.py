@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 
@@ -14,16 +15,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uner_jax.extraction import engine as engine_module
 from uner_jax.extraction.answers import parse_answer
-from uner_jax.extraction.engine import DECODE_STEPS, Engine, Generation, Request
+from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.extractor import Extraction, Extractor
-from uner_jax.extraction.spans import ground, merge, occurrences, scored_answer
+from uner_jax.extraction.grounding import Grammar, satisfies
+from uner_jax.extraction.options import Options
+from uner_jax.extraction.pool import DECODE_STEPS, DecodePool
+from uner_jax.extraction.spans import calibrated, flat, ground, merge, occurrences, scored_answer
 from uner_jax.extraction.windows import windows
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
+from uner_jax.template import answer_turn, encode_answer
 from uner_jax.tokenizer import load_tokenizer
 
 # R requests, T tokens, V vocabulary
@@ -45,18 +49,10 @@ NO_EOS = CONFIG.vocab_size  # an id that is never written
 
 # ---- the engine
 
-# most programs here run a few times, and compiling them is what takes the time.
-QUICKLY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """The engine's own three functions, compiled with less care."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, static in (("_read", ()), ("_ask", ("slots",)), ("_decode", ("slots",))):
-            function = getattr(engine_module, name).__wrapped__
-            patch.setattr(engine_module, name, jax.jit(function, static_argnames=static, compiler_options=QUICKLY))
-        yield
+def compiled_quickly(quick_compilation):
+    """Most programs here run a few times, and compiling them is what takes the time."""
 
 
 @cache
@@ -90,7 +86,7 @@ def written() -> tuple[tuple[tuple[int, ...], tuple[float, ...]], ...]:
     tokens_RT = np.zeros((len(prompts), LONGEST + NEW_TOKENS + 1), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_RT[row, : len(prompt)] = prompt
-    forward = jax.jit(lambda model, tokens_RT: jax.nn.log_softmax(model(tokens_RT)), compiler_options=QUICKLY)
+    forward = jax.jit(lambda model, tokens_RT: jax.nn.log_softmax(model(tokens_RT)))
     log_probs_RN = []
     for step in range(NEW_TOKENS):
         log_probs_RTV = np.asarray(forward(model(), tokens_RT[:, :LONGEST]))
@@ -131,8 +127,8 @@ def assert_same_answer(found: Generation, wanted: Generation):
     assert found.end_log_prob == pytest.approx(wanted.end_log_prob, rel=0, abs=1e-4)
 
 
-def generate(asked: list[Request], eos_id: int, batch_size: int = 32, max_new_tokens: int = NEW_TOKENS):
-    found = list(Engine(model(), eos_id, batch_size, max_new_tokens).generate(asked))
+def generate(asked: list[Request], eos_id: int, batch_size: int = 32, max_new_tokens: int = NEW_TOKENS, **options):
+    found = list(Engine(model(), eos_id, batch_size, max_new_tokens, **options).generate(asked))
     assert sorted(place for place, _ in found) == list(range(len(asked)))
     return dict(found)
 
@@ -183,24 +179,101 @@ def test_the_length_of_the_model_ends_an_answer():
     assert not any(answer.ended for answer in found.values())
 
 
-def test_rows_that_have_ended_make_room(monkeypatch):
-    sizes = []
-    decode = Engine._decode
+@cache
+def first_words() -> tuple[int, ...]:
+    """What most answers begin with."""
+    return Counter(tokens[:2] for tokens, _ in written()).most_common(1)[0][0]
 
-    def watched(self, rows, kept, cache):
-        sizes.append((len(rows), kept))
-        return decode(self, rows, kept, cache)
 
-    monkeypatch.setattr(Engine, "_decode", watched)
-    places = list(range(32))
-    generate([requests()[place] for place in places], frequent_eos())
-    # after the first token, and then after every DECODE_STEPS, those that have not ended are left.
-    lengths = [len(expected(place, frequent_eos(), NEW_TOKENS).tokens) for place in places]
-    alive = [sum(length > done for length in lengths) for done in range(0, NEW_TOKENS, DECODE_STEPS)]
-    assert [size for size, _ in sizes] == alive
-    assert alive == sorted(set(alive), reverse=True) and alive[0] < 32
-    # they were not the last ones: what is left has moved.
-    assert any(kept != list(range(len(kept))) for _, kept in sizes)
+@pytest.mark.parametrize("batch_tokens", [64, 2048])
+@pytest.mark.parametrize("agreed", [1, 2])
+def test_a_draft_changes_no_answer(agreed, batch_tokens):
+    # the draft of two is read whole where the first two words are followed by the end; nearly everywhere it is not.
+    draft = first_words()[:agreed]
+    found = generate(list(requests()), frequent_eos(), draft=draft, batch_tokens=batch_tokens)
+    for place in range(len(requests())):
+        assert_same_answer(found[place], expected(place, frequent_eos(), NEW_TOKENS))
+
+
+def test_a_draft_that_is_the_whole_answer_needs_no_decoding(monkeypatch):
+    place = next(place for place, (tokens, _) in enumerate(written()) if len(set(tokens[:4])) == 4)
+    *draft, eos_id = written()[place][0][:4]
+    monkeypatch.setattr(DecodePool, "write", None)
+    (found,) = generate([requests()[place]], eos_id, draft=draft).values()
+    assert_same_answer(found, expected(place, eos_id, NEW_TOKENS))
+    assert found.draft_log_prob == pytest.approx(sum(found.log_probs) + found.end_log_prob, abs=1e-6)
+
+
+def test_the_probability_of_the_draft_is_that_of_reading_it():
+    draft, eos_id = (3, 7), 11
+    found = generate(list(requests()), eos_id, draft=draft)
+    for place, request in enumerate(requests()):
+        tokens = [*request.context, *request.question, *draft]
+        if len(tokens) > LONGEST:
+            continue
+        log_probs_TV = np.asarray(jax.nn.log_softmax(model()(np.asarray([tokens], np.int32)))[0])
+        wanted = sum(log_probs_TV[place - 4, token] for place, token in enumerate((*draft, eos_id), len(tokens) + 1))
+        assert found[place].draft_log_prob == pytest.approx(float(wanted), abs=1e-4)
+
+
+def test_the_pool_stays_full_while_there_is_more_to_write(monkeypatch):
+    alive = []
+    write = DecodePool.write
+
+    def watched(self, *arguments):
+        alive.append((len(self.answers), self.rows))
+        return write(self, *arguments)
+
+    monkeypatch.setattr(DecodePool, "write", watched)
+    generate(list(requests()), frequent_eos(), batch_size=8)
+    # 34 answers: those that end make room, and when nothing more comes the pool shrinks.
+    full = [count for count, rows in alive if rows == 8]
+    left = sum(1 for tokens, _ in written() if frequent_eos() not in tokens[:1])
+    assert all(count == 8 for count in full[: (left - 8) // 8]) and len(full) > 3
+    assert alive[-1][1] < 8
+
+
+def test_an_answer_within_a_constraint_is_the_likeliest_at_each_step():
+    """Even ids only, and after 5 tokens nothing but the end."""
+    eos_id = 11
+    places = list(range(0, len(requests()), 3))
+
+    class Even:
+        def __init__(self):
+            self.tokens = []
+
+        def allowed(self) -> np.ndarray:
+            ids = [eos_id] if len(self.tokens) == 5 else range(0, CONFIG.vocab_size, 2)
+            bits = np.zeros(CONFIG.vocab_size, np.uint8)
+            bits[list(ids)] = 1
+            return np.packbits(bits, bitorder="little").view(np.int32)
+
+        def written(self, token: int) -> None:
+            self.tokens.append(token)
+
+    engine = Engine(model(), eos_id, 4, NEW_TOKENS)
+    asked = [requests()[place] for place in places]
+    found = dict(engine.generate_within(asked, [Even() for _ in asked]))
+    assert len(found) == len(asked)
+    for number, request in enumerate(asked):
+        tokens = [*request.context, *request.question]
+        room = min(5, LONGEST - len(tokens) + 1)
+        assert found[number].ended == (len(tokens) + 5 <= LONGEST) and len(found[number].tokens) == room
+        for token, log_prob in zip(found[number].tokens, found[number].log_probs, strict=True):
+            row_V = np.asarray(jax.nn.log_softmax(model()(np.asarray([tokens], np.int32)))[0, -1])
+            assert token == 2 * row_V[::2].argmax()
+            assert log_prob == pytest.approx(float(row_V[token]), abs=1e-4)
+            tokens.append(token)
+
+
+def test_a_context_with_more_questions_than_a_row_has_room_for():
+    random = np.random.default_rng(5)
+    context = tuple(random.integers(CONFIG.vocab_size, size=40).tolist())
+    asked = [Request(context, tuple(random.integers(CONFIG.vocab_size, size=20).tolist())) for _ in range(70)]
+    together = generate(asked, NO_EOS, max_new_tokens=3)
+    for place in (0, 33, 69):
+        (alone,) = generate([asked[place]], NO_EOS, max_new_tokens=3).values()
+        assert_same_answer(together[place], alone)
 
 
 def test_nothing_is_asked():
@@ -434,6 +507,7 @@ def test_merging_keeps_each_span_once_with_its_best_score(spans, random):
 
 READS = dataclasses.replace(CONFIG, vocab_size=512, max_position_embeddings=512)
 DOCUMENT = "Ada Lovelace met Charles Babbage in London. 😀 Zu\u0308rich liegt am Zürichsee.\r\n"
+FREE = Options(grounding="none")
 KNOWN = {
     "person": ["Ada Lovelace", "Charles Babbage", "Babbage"],
     "location": ["London", "Zu\u0308rich", "Zürichsee"],
@@ -454,7 +528,7 @@ def extractor(tok512, monkeypatch):
             yield place, said(json.dumps(listed, ensure_ascii=False), tok512)
 
     monkeypatch.setattr(Engine, "generate", answers)
-    return Extractor(abstract_model(READS), tok512)
+    return Extractor(abstract_model(READS), tok512, options=FREE)
 
 
 def read(request, tokenizer) -> tuple[str, str]:
@@ -558,14 +632,14 @@ def test_many_texts_are_answered_as_one(extractor):
         assert one.entities == extractor.predict_entities(text, wanted)
         assert set(keys(one.entities)) == mentions(text, wanted)
     assert [one.chunks for one in found] == [one.chunks and one.chunks for one in found]
-    assert found[1] == found[5] == Extraction([], 0, 0, 0)
+    assert found[1] == found[5] == Extraction([], 0)
     assert extractor.inference(texts, ["location"]) == extractor.inference(texts, [["location"]] * len(texts))
     assert extractor.inference(tuple(texts), ("location",)) == extractor.inference(texts, ["location"])
     assert extractor.inference([], ["location"]) == extractor.inference([], []) == []
 
 
 def test_no_labels_no_questions(extractor):
-    assert extractor.extract([DOCUMENT, DOCUMENT], []) == [Extraction([], 1, 0, 0)] * 2
+    assert extractor.extract([DOCUMENT, DOCUMENT], []) == [Extraction([], 1)] * 2
 
 
 ANSWERS = {
@@ -636,7 +710,7 @@ def test_a_prompt_always_fits(text, longest, letters, tok512):
         return
     extractor.extract([text], [label])
     assert bool(asked) == bool(text.strip())
-    list(extractor._engine._batches(asked))  # refuses what does not fit
+    list(extractor._engine._trees(asked))  # refuses what does not fit
     assert all(longest - len(request.context) - len(request.question) > 10 for request in asked)
 
 
@@ -646,11 +720,166 @@ def test_a_model_too_short_for_the_prompt_is_refused(longest, tok512):
         Extractor(abstract_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
 
 
-def test_the_real_engine_answers_the_extractor(tok512, monkeypatch):
-    """The whole way, with a model that knows nothing: every answer is counted as something."""
+def wide_model(longest: int) -> Llama:
+    """A model that knows nothing."""
     random = np.random.default_rng(0)
-    config = dataclasses.replace(READS, max_position_embeddings=260)
-    wide = jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
-    found = Extractor(wide, tok512, batch_size=4, max_new_tokens=3).extract([DOCUMENT, DOCUMENT * 3], ["person", "x"])
+    config = dataclasses.replace(READS, max_position_embeddings=longest)
+    return jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
+
+
+def test_the_real_engine_answers_the_extractor(tok512):
+    """The whole way, with a model that knows nothing: every answer is counted as something."""
+    extractor = Extractor(wide_model(260), tok512, batch_size=4, max_new_tokens=3, options=FREE)
+    found = extractor.extract([DOCUMENT, DOCUMENT * 3], ["person", "x"])
     assert [one.cut for one in found] == [2 * one.chunks for one in found] and found[1].chunks > 1
-    assert engine_module.DECODE_STEPS > 3
+    assert [one.questions for one in found] == [2 * one.chunks for one in found]
+    assert DECODE_STEPS > 3
+
+
+HOSTILE = [
+    'a "quoted" \\ back\\slash',
+    "e\u0301 é 👩\u200d👩\u200d👧 𝒳",
+    "tab\tand\r\nline",
+    "東京都に行く",
+    "[] ] [ ,",
+    "x" * 40,
+]
+
+
+@pytest.mark.parametrize("text", [DOCUMENT, *HOSTILE])
+def test_answers_that_are_held_to_the_passage_stand_in_it(text, tok512):
+    held = Extractor(wide_model(512), tok512, batch_size=4, max_new_tokens=40, options=Options())
+    asked = ["person", "x", "a y"]
+    (found,) = held.extract([text], asked)
+    assert_true_spans(text, found.entities)
+    assert found.held > 0 and found.ungrounded == 0
+    assert {span["label"] for span in found.entities} <= set(asked)
+    assert all(span["text"].strip() == span["text"] for span in found.entities)
+
+
+def test_an_answer_that_is_sound_is_not_written_again(tok512, monkeypatch):
+    answers = ['["Ada Lovelace", "London"]', "[]", '["Paris"]', "nothing", '["Lon']
+    monkeypatch.setattr(
+        Engine,
+        "generate",
+        lambda self, asked: [(n, said(answer, tok512, ended=n < 4)) for n, answer in enumerate(answers)],
+    )
+    again = []
+
+    def within(self, asked, constraints):
+        again.extend(read(request, tok512)[1] for request in asked)
+        return [(n, said(' ["London"]', tok512)) for n in range(len(asked))]
+
+    monkeypatch.setattr(Engine, "generate_within", within)
+    (found,) = Extractor(abstract_model(READS), tok512).extract([DOCUMENT], list("abcde"))
+    # what was cut has no whole item, and is not asked for again.
+    assert again == ["c", "d"] and (found.held, found.cut, found.empty) == (2, 1, 1)
+    assert keys(found.entities) == [(0, 12, "a"), (36, 42, "a"), (36, 42, "c"), (36, 42, "d")]
+
+
+@pytest.mark.parametrize("kind", ["tok512", "llama2", "smollm2"])
+def test_a_constraint_allows_every_list_of_words_of_the_passage(kind, tokenizers):
+    tokenizer = tokenizers[kind]
+    grammar = Grammar(tokenizer, tokenizer.vocab_size)
+    words = DOCUMENT.split()
+    for items in ([], ["Ada Lovelace", "London"], ["😀 Zu\u0308rich"], words, words[3:4] * 3):
+        ids = encode_answer(answer_turn(items), tokenizer)
+        constraint = grammar.constraint(DOCUMENT, "substring").again()
+        for token in (*ids, tokenizer.eos_id):
+            assert constraint.allowed()[token // 32] >> (token % 32) & 1, (items, token)
+            constraint.written(token)
+    refused = encode_answer(answer_turn(["Paris"]), tokenizer)
+    constraint = grammar.constraint(DOCUMENT, "substring")
+    allowed = []
+    for token in refused:
+        allowed.append(constraint.allowed()[token // 32] >> (token % 32) & 1)
+        if not allowed[-1]:
+            break
+        constraint.written(token)
+    assert allowed[-1] == 0
+
+
+SATISFYING = {
+    ' ["London"]': (True, True),
+    "[]": (True, True),
+    ' ["Paris"]': (False, True),
+    ' [""]': (False, False),
+    ' [" London"]': (False, True),
+    ' ["London",]': (False, False),
+    ' {"a": 1}': (False, False),
+    " [5]": (False, False),
+    "London": (False, False),
+    ' ["Z\\u00fcrichsee"]': (True, True),
+    ' ["Zürichsee"]': (False, False),
+}
+
+
+@pytest.mark.parametrize("answer", SATISFYING)
+def test_what_satisfies_a_constraint(answer):
+    substring, listed = SATISFYING[answer]
+    assert satisfies(answer, DOCUMENT, "substring") == substring
+    assert satisfies(answer, DOCUMENT, "json") == listed
+    assert satisfies(answer, DOCUMENT, "none")
+
+
+def test_options_change_what_is_found(extractor, tok512):
+    def found(labels=("name", "person"), **options):
+        options = dataclasses.replace(FREE, **options)
+        return Extractor(abstract_model(READS), tok512, options=options).extract([DOCUMENT * 2], labels)[0]
+
+    plain = found()
+    assert len(plain.entities) == 2 * 6
+    assert keys(found(occurrences="first").entities) == keys(plain.entities)[:6]
+    kept = found(flat=True).entities
+    assert kept == flat(plain.entities) and 0 < len(kept) < len(plain.entities)
+    score = plain.entities[0]["score"]
+    assert not found(threshold=score + 1e-6).entities or found(threshold=score + 1e-6).entities != plain.entities
+    assert found(temperature=2.0).entities[0]["score"] < score
+    described = found(labels={"human": "person", "city": "location"})
+    assert {span["label"] for span in described.entities} == {"human", "city"} and len(described.entities) == 2 * 6
+    assert set(described.none) == {"human", "city"} and all(0 <= value <= 1 for value in described.none.values())
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 20), st.integers(1, 6), st.sampled_from("ab"), st.sampled_from([0.2, 0.5, 0.9])),
+        max_size=12,
+    )
+)
+def test_flat_spans_do_not_overlap_and_each_that_is_left_out_meets_a_better_one(drawn):
+    spans = [
+        {"start": start, "end": start + size, "text": "x" * size, "label": label, "score": score}
+        for start, size, label, score in drawn
+    ]
+    kept = flat(spans)
+    assert all(one["end"] <= other["start"] for one, other in pairwise(kept))
+    for span in spans:
+        if span not in kept:
+            rivals = [k for k in kept if k["start"] < span["end"] and span["start"] < k["end"]]
+            size = span["end"] - span["start"]
+            assert any((k["score"], k["end"] - k["start"]) >= (span["score"], size) for k in rivals)
+    assert flat(list(reversed(spans))) == kept
+
+
+@given(st.floats(0, 1), st.floats(0.1, 10))
+def test_a_temperature_softens_and_keeps_the_order(probability, temperature):
+    soft = calibrated(probability, temperature)
+    assert 0 <= soft <= 1
+    if temperature > 1:
+        assert abs(soft - 0.5) <= abs(probability - 0.5) + 1e-12
+    assert calibrated(probability, 1.0) == probability
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"threshold": -0.1}, {"threshold": 1.1}, {"temperature": 0.0}, {"question": "What is it?"}]
+)
+def test_options_that_mean_nothing_are_refused(wrong):
+    with pytest.raises(InputError, match="found"):
+        Options(**wrong)
+
+
+def test_a_window_ends_with_a_sentence(tok512):
+    text = " ".join(f"Sentence {number} has some words in it." for number in range(60))
+    spans = windows(text, tok512, 100, 10)
+    assert len(spans) > 3 and all(text[:end].endswith(".") for _, end in spans)

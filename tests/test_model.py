@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 
 from uner_jax.mesh import MESH_AXES, RULES, ShardingRules, constrain, make_mesh, partition_spec
 from uner_jax.model.adapters import AdapterConfig, adapt
-from uner_jax.model.cache import Cache, empty_cache
+from uner_jax.model.cache import KeyValues, Pool, empty_key_values
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, parameter_axes, tree_shardings, unflatten
@@ -104,18 +104,36 @@ def forward(model: Llama, tokens_BT, positions_BT=None, segment_ids_BT=None) -> 
 
 
 @jit
-def jitted_extend(model: Llama, tokens_BT, positions_BT, cache: Cache) -> tuple[jax.Array, Cache]:
-    hidden_BTD, cache = model.extend(tokens_BT, positions_BT, cache)
-    return model.logits(hidden_BTD), cache
+def jitted_read(model: Llama, tokens_BT, positions_BT, trees_BT, branches_BT) -> tuple[jax.Array, KeyValues]:
+    hidden_BTD, key_values = model.read(tokens_BT, positions_BT, trees_BT, branches_BT)
+    return model.logits(hidden_BTD), key_values
 
 
-def extend(model: Llama, tokens_BT, positions_BT, cache: Cache) -> tuple[np.ndarray, Cache]:
-    logits_BTV, cache = jitted_extend(model, tokens_BT, positions_BT, cache)
-    return np.asarray(logits_BTV), cache
+@jit
+def jitted_extend(model: Llama, tokens_RT, positions_RT, pool: Pool) -> tuple[jax.Array, Pool]:
+    hidden_RTD, pool = model.extend(tokens_RT, positions_RT, pool)
+    return model.logits(hidden_RTD), pool
 
 
-def take_rows(cache: Cache, rows: list[int], slots: int) -> Cache:
-    return jit(lambda cache, rows_B: cache.rows(rows_B, slots))(cache, np.asarray(rows, np.int32))
+def extend(model: Llama, tokens_RT, positions_RT, pool: Pool) -> tuple[np.ndarray, Pool]:
+    logits_RTV, pool = jitted_extend(model, tokens_RT, positions_RT, pool)
+    return np.asarray(logits_RTV), pool
+
+
+def empty_pool(model: Llama, prefixes_CP, lengths: list[int], owners: list[int], seats: list[int], slots: int) -> Pool:
+    """Rows that have nothing of their own yet, behind the first tokens of each prefix."""
+    whole = np.zeros_like(prefixes_CP)
+    _, prefixes = jitted_read(model, prefixes_CP, places(*prefixes_CP.shape), whole, whole)
+    config = model.config
+    shape = config.num_hidden_layers, len(owners), config.num_key_value_heads, slots, config.head_dim
+    column = lambda values: jnp.asarray(values, jnp.int32)  # noqa: E731
+    rows = empty_key_values(*shape, model.compute_dtype)
+    return Pool(prefixes, column(lengths), rows, column(owners), column(seats), sharers=2)
+
+
+def unshared_pool(model: Llama, rows: int, slots: int) -> Pool:
+    """Rows behind prefixes of no tokens."""
+    return empty_pool(model, np.zeros((rows, 1), np.int32), [0] * rows, list(range(rows)), [0] * rows, slots)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -204,7 +222,7 @@ def test_angles_are_exact_where_bfloat16_positions_would_not_be():
     np.testing.assert_array_equal(found, exact.astype(jnp.bfloat16))
 
 
-# ---- the cache
+# ---- trees and pools
 
 # the lengths of 4 pieces in each of 2 rows; what is too much for the slots is not read.
 SLOTS = 12
@@ -214,52 +232,70 @@ lengths = st.lists(st.lists(st.integers(0, 4), min_size=2, max_size=2), min_size
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths)
 @example([[4, 1], [4, 4], [2, 0], [4, 4]])  # the last token in the last slot, with padding behind it
-def test_reading_in_pieces_through_the_cache_equals_reading_the_whole(lengths_PB):
+def test_reading_in_pieces_equals_reading_the_whole(lengths_PB):
     tokens_BT = random_tokens(2, SLOTS)
     whole_BTV = forward(shared_model(), tokens_BT)
-    cache, done_B = empty_cache(CONFIG, 2, SLOTS, jnp.float32), np.zeros(2, int)
+    pool, done_B = unshared_pool(shared_model(), 2, SLOTS), np.zeros(2, int)
     for wanted_B in lengths_PB:
         lengths_B = np.minimum(wanted_B, SLOTS - done_B)
         positions_BT = (done_B[:, None] + np.arange(4)).astype(np.int32)
         piece_BT = np.take_along_axis(tokens_BT, np.minimum(positions_BT, SLOTS - 1), axis=1)
         # what pads a row is not what stands there in the text.
         piece_BT = np.where(np.arange(4) < lengths_B[:, None], piece_BT, (piece_BT + np.int32(1)) % np.int32(40))
-        logits_BTV, cache = extend(shared_model(), piece_BT, positions_BT, cache)
+        logits_BTV, pool = extend(shared_model(), piece_BT, positions_BT, pool)
         for row, (start, count) in enumerate(zip(done_B, lengths_B, strict=True)):
             assert_close(logits_BTV[row, :count], whole_BTV[row, start : start + count])
         done_B = done_B + lengths_B
 
 
-def test_rows_of_a_cache_can_be_repeated_left_out_and_given_room():
-    prefixes_BT, endings_BT = random_tokens(3, 6, seed=1), random_tokens(4, 5, seed=2)
-    lengths_B, rows_B = np.asarray([6, 2, 4], np.int32), [2, 0, 0, 2]
-    _, cache = extend(shared_model(), prefixes_BT, places(3, 6), empty_cache(CONFIG, 3, 6, jnp.float32))
-    cache = take_rows(cache, rows_B, 11)
-    assert (cache.slots, cache.keys_LBSKDh.shape[1]) == (11, 4)
-    logits_BTV, _ = extend(shared_model(), endings_BT, lengths_B[rows_B][:, None] + places(4, 5), cache)
-    whole_BT = np.zeros((4, 11), np.int32)
-    for row, prefix in enumerate(rows_B):
-        length = lengths_B[prefix]
-        whole_BT[row, :length], whole_BT[row, length : length + 5] = prefixes_BT[prefix, :length], endings_BT[row]
-    whole_BTV = forward(shared_model(), whole_BT)
-    for row, prefix in enumerate(rows_B):
-        assert_close(logits_BTV[row], whole_BTV[row, lengths_B[prefix] : lengths_B[prefix] + 5])
+# who owns whom, in seats that no two rows of a prefix share; the last row is nobody's.
+@pytest.mark.parametrize(
+    ("owners", "seats"), [([0, 1, 2, 3], [0, 0, 0, 0]), ([2, 0, 0, 3], [1, 1, 0, 0]), ([1, 1, 0, 7], [0, 1, 1, 0])]
+)
+def test_rows_that_share_a_prefix_read_on_as_if_it_were_their_own(owners, seats):
+    prefixes_CP, endings_RT = random_tokens(4, 6, seed=1), random_tokens(4, 5, seed=2)
+    lengths = [6, 2, 4, 1]
+    pool = empty_pool(shared_model(), prefixes_CP, lengths, owners, seats, 5)
+    starts_R1 = np.asarray([[lengths[min(owner, 3)]] for owner in owners], np.int32)
+    logits_RTV, _ = extend(shared_model(), endings_RT, starts_R1 + places(4, 5), pool)
+    for row, owner in enumerate(owners):
+        if owner < 4:
+            whole_T = np.concatenate([prefixes_CP[owner, : lengths[owner]], endings_RT[row]])
+            assert_close(logits_RTV[row], forward(shared_model(), whole_T[None])[0, lengths[owner] :])
 
 
-def test_a_cache_can_lose_its_last_slots():
-    tokens_BT, positions_BT = random_tokens(2, 12), places(2, 12)
-    _, cache = extend(shared_model(), tokens_BT[:, :8], positions_BT[:, :8], empty_cache(CONFIG, 2, 20, jnp.float32))
-    cache = take_rows(cache, [0, 1], SLOTS)
-    logits_BTV, _ = extend(shared_model(), tokens_BT[:, 8:], positions_BT[:, 8:], cache)
-    assert_close(logits_BTV, forward(shared_model(), tokens_BT)[:, 8:])
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(st.integers(1, 6), st.lists(st.integers(1, 4), max_size=3)), min_size=1, max_size=3))
+def test_a_branch_is_read_as_if_it_alone_followed_its_trunk(shape):
+    width = 60
+    tokens_BT = random_tokens(1, width)
+    positions_BT, trees_BT, branches_BT = np.zeros((3, 1, width), np.int32)
+    alone = []
+    end = 0
+    for tree, (trunk, branches) in enumerate(shape, 1):
+        start, sizes = end, [trunk, *branches]
+        for branch, size in enumerate(sizes):
+            own = np.arange(end, end + size)
+            positions_BT[0, own] = np.arange(size) + (trunk if branch else 0)
+            trees_BT[0, own], branches_BT[0, own] = tree, branch
+            before = np.arange(start, start + trunk) if branch else own[:0]
+            alone.append((own, np.concatenate([before, own])))
+            end += size
+    logits_BTV, _ = jitted_read(shared_model(), tokens_BT, positions_BT, trees_BT, branches_BT)
+    rows_NT = np.zeros((len(alone), 10), np.int32)
+    for row, (_, whole) in enumerate(alone):
+        rows_NT[row, : len(whole)] = tokens_BT[0, whole]
+    wanted_NTV = forward(shared_model(), rows_NT)
+    for row, (own, whole) in enumerate(alone):
+        assert_close(np.asarray(logits_BTV)[0, own], wanted_NTV[row, len(whole) - len(own) : len(whole)])
 
 
-def test_a_long_row_has_the_same_logits_whole_packed_and_through_the_cache():
+def test_a_long_row_has_the_same_logits_whole_packed_and_in_a_pool():
     config = dataclasses.replace(CONFIG, max_position_embeddings=300)
     model, tokens_BT = random_model(config), random_tokens(2, 140)
     whole_BTV = forward(model, tokens_BT)
-    cached_BTV, _ = extend(model, tokens_BT, places(2, 140), empty_cache(config, 2, 140, jnp.float32))
-    assert_close(cached_BTV, whole_BTV)
+    in_pool_BTV, _ = extend(model, tokens_BT, places(2, 140), unshared_pool(model, 2, 140))
+    assert_close(in_pool_BTV, whole_BTV)
     segments_BT = np.repeat(np.asarray([[1, 2]], np.int32), 140, axis=1)
     packed_BTV = forward(model, tokens_BT.reshape(1, 280), places(2, 140).reshape(1, 280), segments_BT)
     assert_close(packed_BTV.reshape(whole_BTV.shape), whole_BTV)
@@ -306,9 +342,8 @@ def test_bfloat16_computes_nearly_the_same_in_float32_logits():
     model = random_model(config, compute_dtype=jnp.bfloat16)
     assert jax.eval_shape(model.hidden, tokens_BT).dtype == jnp.bfloat16
     logits_BTV = forward(model, tokens_BT)
-    cache = empty_cache(config, 2, 12, jnp.bfloat16)
-    cached_BTV, _ = extend(model, tokens_BT, places(2, 12), cache)
-    for found in (logits_BTV, cached_BTV):
+    in_pool_BTV, _ = extend(model, tokens_BT, places(2, 12), unshared_pool(model, 2, 12))
+    for found in (logits_BTV, in_pool_BTV):
         assert found.dtype == jnp.float32
         assert 0 < np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
 
@@ -334,9 +369,6 @@ def test_every_field_of_the_config_changes_the_output(field):
     if field == "max_position_embeddings":
         with pytest.raises(ValueError, match="24 tokens exceed max_position_embeddings 23"):
             random_model(config)(random_tokens(1, TOKENS))
-        with pytest.raises(ValueError, match="24 tokens exceed max_position_embeddings 23"):
-            zeros_BT = np.zeros((1, 1), np.int32)
-            random_model(config).extend(zeros_BT, zeros_BT, empty_cache(config, 1, TOKENS, jnp.float32))
         assert forward(random_model(config), random_tokens(1, 23)).shape == (1, 23, CONFIG.vocab_size)
     else:
         assert changes_output(config)
@@ -511,11 +543,11 @@ def test_a_real_model_tells_its_story(stories, story_ids, shared_data):
     assert tokenizer.decode(tokens_BT[0].tolist()) == STORY
 
 
-def test_a_real_model_tells_its_story_through_the_cache(stories, story_ids, shared_data):
+def test_a_real_model_tells_its_story_in_a_pool(stories, story_ids, shared_data):
     tokenizer = load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
-    written, cache = [tokenizer.bos_id], empty_cache(stories.config, 1, len(story_ids), jnp.float32)
+    written, pool = [tokenizer.bos_id], unshared_pool(stories, 1, len(story_ids))
     while len(written) < len(story_ids):
         last_BT, place_BT = np.asarray([[written[-1]], [len(written) - 1]], np.int32)[:, None]
-        logits_BTV, cache = extend(stories, last_BT, place_BT, cache)
+        logits_BTV, pool = extend(stories, last_BT, place_BT, pool)
         written.append(int(logits_BTV[0, 0].argmax()))
     assert tokenizer.decode(written) == STORY

@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from uner_jax.command import run_command
-from uner_jax.records import InputError
+from uner_jax.command import keep_programs, run_command
+from uner_jax.extraction.corpus_job import STDIN, Job, Settings
+from uner_jax.records import InputError, find_files
 
 Dtype = Literal["float32", "bfloat16"]
 Source = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
@@ -63,39 +64,56 @@ def convert_to_hf(
 
 def extract(
     model: str,
-    input: tuple[Path, ...],
+    input: tuple[str, ...],
     output: Path,
     labels: str = "",
     labels_file: Path | None = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
-    shard: Annotated[str, tyro.conf.arg(metavar="I/N")] = "0/1",
-    dtype: Dtype = "float32",
-    batch_size: int = 32,
-    max_new_tokens: int = 256,
+    text_field: str = "text",
+    id_field: str = "id",
+    carry: str = "",
+    text_lines: bool = False,
+    max_characters: int = 2_000_000,
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     resume: bool = True,
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008 (it is frozen)
 ) -> None:
     """Extract entities from a corpus of documents; run the same command again and a stopped job goes on.
 
+    `uner extract --merge DIR` makes one file of the parts of all shards. Leaves with 1 if a document could not be read.
+
     Args:
         model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
-        input: Files of records with a "text", and an "id" and "labels" if you like (JSON, JSON lines, Parquet).
+        input: Files, or patterns of them: JSON lines or an array, Parquet, CSV or TSV, or else plain text, one document
+            a file; each also .gz or .zst; - is JSON lines from standard input.
         output: Directory of the parts, their manifest and a summary.
         labels: Entity types, separated by commas; a record's own "labels" come first.
         labels_file: A file of entity types, one a line.
         format: Format of the parts.
-        shard: Which part of the documents this process does: I of N, from 0.
-        dtype: Dtype of the computation.
-        batch_size: Questions (a text and a label) answered at a time.
-        max_new_tokens: The most tokens of an answer.
+        text_field: Field or column of the text.
+        id_field: Field or column of the id; a document without one is named by its place.
+        carry: Fields or columns of the input that stand in the output too, separated by commas.
+        text_lines: A line of plain text is a document, not a file.
+        max_characters: A longer text is not extracted from, but counted as an error: it has to be in memory at once.
+        shard: Which part of the documents this process does: I of N, from 0. By default a process of several (SLURM, a
+            TPU slice, JAX_PROCESS_ID) does its share, and a process alone does all.
         resume: Go on after the parts that stand in the output already; --no-resume does them anew.
     """
-    from uner_jax.extraction.corpus import Job, extract_corpus
-    from uner_jax.extraction.extractor import Extractor
+    from uner_jax.extraction.corpus import extract_corpus
+    from uner_jax.mesh import wait_for_others
 
     index, shards = _shard(shard)
-    job = Job(model, input, tuple(_labels(labels, labels_file)), format, index, shards, dtype, max_new_tokens)
-    job.identity()  # a missing file is named before the model is loaded
-    counts = extract_corpus(Extractor.from_pretrained(model, dtype, batch_size, max_new_tokens), job, output, resume)
+    files = find_files(pattern for pattern in input if pattern != str(STDIN))
+    inputs = (STDIN, *files) if str(STDIN) in input else tuple(files)
+    wanted, carried = tuple(_labels(labels, labels_file)), tuple(_listed(carry))
+    texts = text_field, id_field, carried, text_lines, max_characters
+    job = Job(model, inputs, wanted, format, index, shards, *texts, settings)
+    counts = extract_corpus(lambda: settings.extractor(model), job, output, resume)
+    wait_for_others()
+    _say_what_was_extracted(output, counts, settings.max_new_tokens)
+
+
+def _say_what_was_extracted(output: Path, counts: dict[str, int], max_new_tokens: int) -> None:
     print(
         f"{output}: {counts['documents']:,} documents, {counts['windows']:,} windows, {counts['entities']:,} entities; "
         f"left out {counts['ungrounded']:,} answers that do not stand in the text; "
@@ -104,6 +122,19 @@ def extract(
     )
     if counts["errors"]:
         raise InputError(f'{output}: {counts["errors"]:,} document(s) could not be read; see "error" in their records')
+
+
+def merge(merge: Path, output: Path | None = None) -> None:
+    """Make one file of the parts of all shards, in the order of the input; or say what is missing.
+
+    Args:
+        merge: The output of an extraction, or of its shards together.
+        output: The file: .jsonl (also .gz or .zst) or .parquet, as the parts are; by default merged.* in that DIR.
+    """
+    from uner_jax.extraction.corpus_merge import merge_parts
+
+    path, count = merge_parts(merge, output)
+    print(f"{path}: {count:,} records", file=sys.stderr)
 
 
 def evaluate(
@@ -238,17 +269,25 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def _labels(labels: str, labels_file: Path | None) -> list[str]:
-    listed = labels.split(",")
+    listed = _listed(labels)
     if labels_file is not None:
         if not labels_file.is_file():
             raise InputError(f"{labels_file}: no such file")
-        listed += labels_file.read_text(encoding="utf-8").splitlines()
-    return list(dict.fromkeys(label.strip() for label in listed if label.strip()))
+        listed += [line.strip() for line in labels_file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return list(dict.fromkeys(listed))
 
 
-def _shard(shard: str) -> tuple[int, int]:
+def _listed(words: str) -> list[str]:
+    return list(dict.fromkeys(word.strip() for word in words.split(",") if word.strip()))
+
+
+def _shard(shard: str | None) -> tuple[int, int]:
+    if shard is None:
+        from uner_jax.mesh import process_place
+
+        return process_place()
     index, _, shards = shard.partition("/")
-    if not (index.isdigit() and shards.isdigit() and int(index) < int(shards)):
+    if not (index.isdecimal() and shards.isdecimal() and int(index) < int(shards)):
         raise InputError(f"--shard {shard!r} must be I/N with I from 0 to N-1, such as 0/4")
     return int(index), int(shards)
 
@@ -259,6 +298,8 @@ def _usage() -> str:
 
 
 def _run(name: str, command: Callable[..., Any], arguments: list[str]) -> None:
+    if command is extract and any(argument.partition("=")[0] == "--merge" for argument in arguments):
+        command = merge
     if command is not plan:
         tyro.cli(command, prog=f"uner {name}", args=arguments)
         return
@@ -281,6 +322,7 @@ def dispatch(arguments: list[str]) -> None:
 
 def main() -> None:
     """The command line."""
+    keep_programs()
     run_command(dispatch)
 
 

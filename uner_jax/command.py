@@ -1,9 +1,11 @@
 """What every command shares: one message on failure, and progress that suits where it is shown."""
 
+import os
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sized
+from pathlib import Path
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -38,6 +40,13 @@ def run_command(main: Callable[[list[str]], None], arguments: list[str] | None =
     sys.exit(0)
 
 
+def keep_programs() -> None:
+    """Keep what JAX compiles in the user's cache, unless the environment says where: call it before JAX is imported."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(caches / "uner_jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
 class Progress:
     """How far a long job is: a bar on a terminal, a line every ten seconds in a log.
 
@@ -48,7 +57,7 @@ class Progress:
     def __init__(self, what: str, total: int | None = None, unit: str = "it"):
         self._what, self._total, self._unit = what, total, unit
         self._started = self._shown = time.monotonic()
-        self._done, self._note = 0, ""
+        self._done, self._skipped, self._note = 0, 0, ""
         self._bar = None
         if sys.stderr.isatty():
             scaled = {"unit_scale": True, "unit_divisor": 1024} if unit == "B" else {}
@@ -74,9 +83,17 @@ class Progress:
         elif (now := time.monotonic()) - self._shown >= LOG_SECONDS:
             self._print(now)
 
+    def skip(self, count: int) -> None:
+        """Add `count` that were done before: the rate, and so the time left, are of the rest."""
+        self._done += count
+        self._skipped += count
+        if self._bar is not None:
+            self._bar.initial += count
+            self._bar.update(count)
+
     def _print(self, now: float) -> None:
         self._shown = now
-        line = _line(self._what, self._done, self._total, self._unit, now - self._started)
+        line = _line(self._what, self._done, self._total, self._unit, now - self._started, self._skipped)
         print(f"{line}, {self._note}" if self._note else line, file=sys.stderr, flush=True)
 
 
@@ -90,8 +107,8 @@ def progress(items: Iterable[T], what: str, total: int | None = None, unit: str 
             shown.advance()
 
 
-def _line(what: str, done: int, total: int | None, unit: str, seconds: float) -> str:
-    rate = done / max(seconds, 1e-9)
+def _line(what: str, done: int, total: int | None, unit: str, seconds: float, skipped: int = 0) -> str:
+    rate = (done - skipped) / max(seconds, 1e-9)
     if unit == "B":
         count, whole, speed = f"{done / 1e6:,.1f}", f"{(total or 0) / 1e6:,.1f} MB", f"{rate / 1e6:,.1f} MB/s"
     else:

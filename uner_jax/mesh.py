@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -57,6 +57,29 @@ def start_distributed() -> None:
         jax.distributed.initialize(address, int(processes), int(process))
     elif _on_slurm() or _on_tpu():
         jax.distributed.initialize()
+
+
+def process_place() -> tuple[int, int]:
+    """Which of how many processes this is, for work that they do apart: (0, 1) for one alone.
+
+    From the variables of COORDINATES or of a SLURM step, without joining the others: a process that ends or dies
+    would take them with it. TPU hosts find each other, and join. Raises InputError as `start_distributed` does.
+    """
+    given = {name: os.environ[name] for name in COORDINATES if os.environ.get(name)}
+    if given:
+        _check_coordinates(given)
+        return int(given["JAX_PROCESS_ID"]), int(given["JAX_NUM_PROCESSES"])
+    if _on_slurm():
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    if _on_tpu() and not jax.distributed.is_initialized():
+        start_distributed()
+    return (jax.process_index(), jax.process_count()) if jax.distributed.is_initialized() else (0, 1)
+
+
+def wait_for_others() -> None:
+    """Wait until all processes that joined are here: the first one to leave would end the others."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("done")
 
 
 def _check_coordinates(given: dict[str, str]) -> None:

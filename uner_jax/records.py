@@ -5,13 +5,14 @@ JSON is already one; the `check_*` functions say once, with file and row number,
 Files are JSON arrays, JSON lines or Parquet, plain or compressed (`.gz`, `.zst`).
 """
 
+import glob
 import gzip
 import io
 import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NotRequired, TypedDict, cast
@@ -21,6 +22,9 @@ import pyarrow.parquet as pq
 import zstandard
 
 PARQUET_ROWS = 1024
+READ_BYTES = 1 << 20
+COMPRESSED = (".gz", ".zst")
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # the first turn of `template.passage_turn`, with and without a data set's name, on no passage.
 NO_PASSAGE = re.compile(r"(Dataset: .* \n )?(Text:)?\s*")
 
@@ -76,7 +80,7 @@ def read_rows(
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
-    if _bare_suffix(path) == ".parquet":
+    if content_suffix(path) == ".parquet":
         yield from _read_parquet(path)
         return
     with open_text(path) as file:
@@ -131,10 +135,71 @@ def _read_parquet(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: not a readable Parquet file: {error}") from error
 
 
-def _bare_suffix(path: Path) -> str:
-    """The suffix of the content: `.jsonl` of `a.jsonl.zst`."""
-    suffixes = [suffix for suffix in map(str.lower, path.suffixes) if suffix not in (".gz", ".zst")]
-    return suffixes[-1] if suffixes else ""
+def find_files(patterns: Iterable[str]) -> list[Path]:
+    """The files that the patterns match, each once: pattern by pattern, those of a pattern in sorted order.
+
+    Raises InputError for a pattern that matches no file.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        # a name may hold brackets or a star itself; Path.glob takes no pattern that begins at the root.
+        names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
+        files = sorted({Path(name) for name in names if Path(name).is_file()})
+        if not files:
+            hint = (
+                "a directory; give the files in it, such as DIR/*.jsonl" if Path(pattern).is_dir() else "no such file"
+            )
+            raise InputError(f"--input {pattern}: {hint}")
+        found |= dict.fromkeys(files)
+    return list(found)
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix that names the form: `.jsonl` of `a.jsonl.zst`."""
+    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return bare.suffix.lower()
+
+
+@contextmanager
+def open_bytes(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
+    """The bytes of a file, plain or decompressed, and a function that says how far in the file itself they are."""
+    suffix = path.suffix.lower()
+    if suffix == ".zst":
+        # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
+        with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
+            yield io.BufferedReader(cast(io.RawIOBase, stream), READ_BYTES), file.tell
+        return
+    with path.open("rb", buffering=0) as raw:
+        stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else raw
+        yield io.BufferedReader(cast(io.RawIOBase, stream), READ_BYTES), raw.tell
+
+
+def read_lines(stream: io.BufferedReader, longest: int) -> Iterator[bytes | None]:
+    """The lines with their ends, without a byte order mark; None for one of more than `longest` bytes."""
+    number = 0
+    while line := stream.readline(longest):
+        number += 1
+        if len(line) < longest or line.endswith(b"\n"):
+            yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+            continue
+        while (rest := stream.readline(READ_BYTES)) and not rest.endswith(b"\n"):
+            pass
+        yield None
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """A Parquet file whose batches are read as they are asked for, in little memory."""
+    # without pre_buffer, and with a buffer: else a row group is read whole.
+    return pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES)
+
+
+def strings_as_bytes(batch: pa.RecordBatch, names: Collection[str]) -> pa.RecordBatch:
+    """The batch with these columns, if they are strings, as bytes: one that is not UTF-8 would take all with it."""
+    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
+    for place, field in enumerate(batch.schema):
+        if field.name in names and field.type in kinds:
+            batch = batch.set_column(place, field.name, batch.column(place).cast(kinds[field.type]))
+    return batch
 
 
 def open_text(path: Path) -> IO[str]:
@@ -150,7 +215,7 @@ def open_text(path: Path) -> IO[str]:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary name beside `path`; on success it is synced to disk and renamed to `path`.
+    """Give a temporary name beside `path`; on success it is synced to disk and renamed to `path`, which is synced too.
 
     A reader never sees half a file, and a killed writer leaves `path` as it was.
     """
@@ -163,8 +228,18 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    # after a crash of the machine the new name may else be gone, though later files are there.
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_rows(path: str | os.PathLike, rows: Iterable[Any]) -> int:
@@ -174,10 +249,10 @@ def write_rows(path: str | os.PathLike, rows: Iterable[Any]) -> int:
     InputError if rows do not fit into Parquet's columns.
     """
     with atomic_path(path) as temporary:
-        if _bare_suffix(Path(path)) == ".parquet":
+        if content_suffix(Path(path)) == ".parquet":
             return _write_parquet(temporary, list(rows), Path(path))
         count = 0
-        with _open_for_writing(temporary) as file:
+        with open_for_writing(temporary) as file:
             for row in rows:
                 file.write(_to_utf8(json.dumps(row, ensure_ascii=False)) + b"\n")
                 count += 1
@@ -207,7 +282,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 @contextmanager
-def _open_for_writing(path: Path) -> Iterator[BinaryIO]:
+def open_for_writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a plain, `.gz` or `.zst` file for writing bytes; the same bytes make the same file."""
     with path.open("wb") as file:
         if path.suffix.lower() == ".gz":
             # neither time nor the temporary name in the header: the same rows make the same bytes.

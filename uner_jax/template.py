@@ -171,6 +171,12 @@ def encode_question(question: str, tokenizer: TextTokenizer) -> list[int]:
     return list(ids)
 
 
+def encode_answer(answer: str, tokenizer: TextTokenizer) -> list[int]:
+    """The ids of an answer behind "ASSISTANT:", without the EOS that ends it."""
+    prompt_ids, ids = tokenizer.encode_batch(["ASSISTANT:", f"ASSISTANT: {answer}"])
+    return list(ids[len(prompt_ids) :])
+
+
 def _start(tokenizer: TextTokenizer) -> list[int]:
     return [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
 

@@ -1,20 +1,24 @@
 """The files of a corpus, read as a stream of batches of raw records."""
 
-import glob
-import gzip
 import io
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from uner_jax.records import InputError, read_rows
+from uner_jax.records import (
+    InputError,
+    content_suffix,
+    open_bytes,
+    open_parquet,
+    read_lines,
+    read_rows,
+    strings_as_bytes,
+)
 
 Form = Literal["json", "row", "text"]
 
@@ -24,9 +28,7 @@ LONGEST_TEXT = 1 << 24
 # A line is held in memory, a few times over.
 LONGEST_LINE = 1 << 28
 PARQUET_ROWS = 64
-COMPRESSED = (".gz", ".zst")
 JSON = (".jsonl", ".json", ".ndjson")
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -46,25 +48,6 @@ class Batch:
     def where(self, place: int) -> str:
         """The file and the number of the record at `place`, for messages."""
         return f"{self.path}, {'row' if self.form == 'row' else 'line'} {self.first + place}"
-
-
-def find_files(patterns: Iterable[str]) -> list[Path]:
-    """The files that the patterns match, each once, in sorted order.
-
-    Raises InputError for a pattern that matches no file.
-    """
-    found: set[Path] = set()
-    for pattern in patterns:
-        # a name may hold brackets or a star itself; Path.glob takes no pattern that begins at the root.
-        names = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)  # noqa: PTH207
-        files = {Path(name) for name in names if Path(name).is_file()}
-        if not files:
-            hint = (
-                "a directory; give the files in it, such as DIR/*.jsonl" if Path(pattern).is_dir() else "no such file"
-            )
-            raise InputError(f"--input {pattern}: {hint}")
-        found |= files
-    return sorted(found)
 
 
 def read_batches(path: Path) -> Iterator[Batch]:
@@ -92,14 +75,8 @@ def _batches_of(path: Path, size: int) -> Iterator[Batch]:
         rows = (row for _, row in read_rows(path))
         yield from _group(path, "row", rows, _row_size, lambda: size)
     else:
-        with _open(path) as (stream, position):
+        with open_bytes(path) as (stream, position):
             yield from _group(path, "json", _lines(stream), lambda line: len(line or b""), position)
-
-
-def content_suffix(path: Path) -> str:
-    """The suffix that names the form: `.jsonl` of `a.jsonl.zst`."""
-    bare = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
-    return bare.suffix.lower()
 
 
 def _group(
@@ -118,7 +95,7 @@ def _group(
 
 
 def _text_batches(path: Path) -> Iterator[Batch]:
-    with _open(path) as (stream, position):
+    with open_bytes(path) as (stream, position):
         first, number, size, done = 1, 0, 0, 0
         lines: list[bytes] = []
         for number, line in enumerate(_lines(stream), 1):
@@ -135,8 +112,7 @@ def _text_batches(path: Path) -> Iterator[Batch]:
 
 
 def _parquet_batches(path: Path, size: int) -> Iterator[Batch]:
-    # without pre_buffer, and with a buffer: else a row group is read whole.
-    with pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False, buffer_size=BATCH_BYTES) as file:
+    with open_parquet(path) as file:
         names = file.schema_arrow.names
         if "text" not in names:
             raise InputError(f'{path}: no column "text"; the columns are {", ".join(names) or "none"}')
@@ -146,19 +122,11 @@ def _parquet_batches(path: Path, size: int) -> Iterator[Batch]:
             nonlocal seen
             columns = [name for name in ("text", "meta", "source") if name in names]
             for batch in file.iter_batches(PARQUET_ROWS, columns=columns):
-                for row in _text_as_bytes(batch).to_pylist():
+                for row in strings_as_bytes(batch, ["text"]).to_pylist():
                     seen += 1
                     yield row
 
         yield from _group(path, "row", rows(), _row_size, lambda: size * seen // total)
-
-
-def _text_as_bytes(batch: pa.RecordBatch) -> pa.RecordBatch:
-    # one text that is not UTF-8 would else take the whole batch with it.
-    place = batch.schema.get_field_index("text")
-    kinds = {pa.string(): pa.binary(), pa.large_string(): pa.large_binary()}
-    kind = batch.schema.field(place).type
-    return batch.set_column(place, "text", batch.column(place).cast(kinds[kind])) if kind in kinds else batch
 
 
 def _row_size(row: Any) -> int:
@@ -167,7 +135,7 @@ def _row_size(row: Any) -> int:
 
 
 def _is_array(path: Path) -> bool:
-    with _open(path) as (stream, _):
+    with open_bytes(path) as (stream, _):
         lines = (line for line in _lines(stream) if line is None or line.strip())
         first, second = next(lines, None), next(lines, None)
     if first is None or not first.lstrip().startswith(b"["):
@@ -181,27 +149,4 @@ def _is_array(path: Path) -> bool:
 
 
 def _lines(stream: io.BufferedReader) -> Iterator[bytes | None]:
-    """The lines with their ends; None for one that is longer than LONGEST_LINE."""
-    number = 0
-    while line := stream.readline(LONGEST_LINE):
-        number += 1
-        if len(line) < LONGEST_LINE or line.endswith(b"\n"):
-            yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
-            continue
-        while (rest := stream.readline(BATCH_BYTES)) and not rest.endswith(b"\n"):
-            pass
-        yield None
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[tuple[io.BufferedReader, Callable[[], int]]]:
-    """The bytes of a file, plain or decompressed, and a function that says how far in the file itself they are."""
-    suffix = path.suffix.lower()
-    if suffix == ".zst":
-        # Arrow's reader, since that of zstandard takes a file that is cut off for a shorter one.
-        with pa.OSFile(str(path)) as file, pa.CompressedInputStream(file, "zstd") as stream:
-            yield io.BufferedReader(cast(io.RawIOBase, stream), BATCH_BYTES), file.tell
-        return
-    with path.open("rb", buffering=0) as raw:
-        stream = gzip.GzipFile(fileobj=raw) if suffix == ".gz" else raw
-        yield io.BufferedReader(cast(io.RawIOBase, stream), BATCH_BYTES), raw.tell
+    return read_lines(stream, LONGEST_LINE)

@@ -16,7 +16,7 @@ from uner_jax.extraction.engine import Engine, Request
 from uner_jax.extraction.spans import occurrences
 from uner_jax.model.llama import Llama
 from uner_jax.records import NO_PASSAGE, InputError, check_conversation, read_rows, write_json, write_rows
-from uner_jax.template import encode_context, encode_question
+from uner_jax.template import answer_turn, encode_answer, encode_context, encode_question
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 
@@ -72,7 +72,7 @@ def evaluate(
         )
     questions = [question for path in data for question in read_questions(path, passages)]
     tokenizer = load_model_tokenizer(model)
-    engine = Engine(load_model(model, dtype), tokenizer.eos_id, batch_size, max_new_tokens)
+    engine = _engine(load_model(model, dtype), tokenizer, batch_size, max_new_tokens)
     started = time.monotonic()
     predictions = _answers(engine, tokenizer, questions)
     seconds = time.monotonic() - started
@@ -98,10 +98,15 @@ def sampled_f1(
     asked = [questions[place] for place in sorted(drawn)]
 
     def score(model: Llama, tokenizer: Tokenizer) -> float:
-        answers = _answers(Engine(model, tokenizer.eos_id, batch_size, max_new_tokens), tokenizer, asked)
+        answers = _answers(_engine(model, tokenizer, batch_size, max_new_tokens), tokenizer, asked)
         return published_score(answers, [question.gold for question in asked])["f1"]
 
     return score
+
+
+def _engine(model: Llama, tokenizer: Tokenizer, batch_size: int, max_new_tokens: int) -> Engine:
+    draft = encode_answer(answer_turn([]), tokenizer)
+    return Engine(model, tokenizer.eos_id, batch_size, max_new_tokens, draft)
 
 
 def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:

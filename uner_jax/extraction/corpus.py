@@ -1,178 +1,226 @@
-"""A corpus of documents to a directory of extraction records, in parts, restartable."""
+"""A corpus of documents to a directory of extraction records, in parts, restartable.
+
+A part is a few hundred documents that follow each other in a shard. It is computed alone and written whole, so a
+job that was stopped, however it was, leaves the parts that an undisturbed one would have written, byte for byte.
+"""
 
 import dataclasses
-import hashlib
-import json
+import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Protocol
 
-from uner_jax.command import progress
-from uner_jax.extraction.extractor import Extractor
-from uner_jax.records import InputError, read_rows, write_json, write_rows
+from uner_jax.command import Progress
+from uner_jax.extraction.corpus_documents import Document, read_document
+from uner_jax.extraction.corpus_files import Raw, check_columns, read_raw
+from uner_jax.extraction.corpus_job import STDIN, Job, Source, identity, model_digest
+from uner_jax.extraction.corpus_parts import Manifest, carried_schema, locked_manifest, write_part
+from uner_jax.extraction.corpus_stdin import spooled
+from uner_jax.extraction.extractor import Extraction
+from uner_jax.records import InputError, write_json
 
+# A part ends after so many documents, or after the document with which it has so many characters.
 PART_DOCUMENTS = 256
+PART_CHARACTERS = 1 << 20
 
-Format = Literal["jsonl", "parquet"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What is extracted from where; a directory of output belongs to one job."""
-
-    model: str
-    inputs: tuple[Path, ...]
-    labels: tuple[str, ...]
-    format: Format = "jsonl"
-    shard: int = 0
-    shards: int = 1
-    dtype: str = "float32"
-    max_new_tokens: int = 256
-
-    def identity(self) -> dict[str, Any]:
-        """What must be the same for an output to be continued."""
-        return {
-            "model": self.model,
-            "labels": list(self.labels),
-            "inputs": [{"path": str(path), "sha256": _digest(path)} for path in self.inputs],
-            "format": self.format,
-            "dtype": self.dtype,
-            "max_new_tokens": self.max_new_tokens,
-        }
+# What is counted of each document; `documents` and `errors` of records.
+COUNTS = ("documents", "entities", "windows", "questions", "empty", "tokens", "ungrounded", "cut", "errors")
 
 
-def extract_corpus(extractor: Extractor, job: Job, output: Path, resume: bool = True) -> dict[str, int]:
-    """Write a record for each document of the job's shard, and return the counts of all its parts.
+class Extracts(Protocol):
+    """What a job needs of an `Extractor`."""
 
-    A part is renamed to its name when it is whole and then counted in the manifest, so a job that was
-    killed goes on after the last part that it finished. A document that cannot be read is written with
-    its `error`. Without `resume` the shard is done anew. Raises InputError if the directory belongs to
-    another job.
+    def check(self, text: str, labels: Sequence[str]) -> None: ...  # noqa: D102
+    def stream(self, texts: Sequence[str], labels: Sequence[Sequence[str]]) -> Iterator[tuple[int, Extraction]]: ...  # noqa: D102
+
+
+def extract_corpus(open_extractor: Callable[[], Extracts], job: Job, output: Path, resume: bool = True) -> dict:
+    """Write a record for each document of the job's shard, and return its summary: the counts of all its parts.
+
+    Run again, a job goes on after the parts that it finished. The extractor is opened only if there is something to
+    do. A document that cannot be read is written with its `error`. Without `resume` the shard is done anew. Raises
+    InputError if the directory belongs to another job, or another process works on this shard of it.
     """
-    manifest_path = output / f"manifest-{job.shard:05d}-of-{job.shards:05d}.json"
-    if not resume:
-        manifest_path.unlink(missing_ok=True)
-        # all of them: anew there may be fewer.
-        for old in output.glob(f"part-{job.shard:05d}-of-{job.shards:05d}-*"):
-            old.unlink()
-    manifest = _open_manifest(manifest_path, job)
-    started = time.monotonic()
-    documents = progress(_documents(job), "extracting", unit="documents")
-    for number, part in enumerate(_parts(documents)):
-        name = f"part-{job.shard:05d}-of-{job.shards:05d}-{number:05d}.{job.format}"
-        if name in manifest["parts"] and (output / name).is_file():
-            continue
-        records, counts = _extract_part(extractor, part)
-        write_rows(output / name, records)
-        manifest["parts"][name] = counts
-        write_json(manifest_path, manifest)
-    total = {key: sum(counts[key] for counts in manifest["parts"].values()) for key in COUNTS}
-    write_json(
-        output / f"summary-{job.shard:05d}-of-{job.shards:05d}.json",
-        total | {"seconds": round(time.monotonic() - started, 1)},
-    )
-    return total
+    model = model_digest(Path(job.model))
+    _check_inputs(job, output)
+    with locked_manifest(output, job) as file:
+        sources = _sources(job, output, resume)
+        for source in sources:
+            check_columns(source, job)
+        manifest = Manifest(file, output, job)
+        manifest.begin(identity(job, model, sources), resume)
+        if manifest.end is not None:
+            print(f"{output}: shard {job.shard}/{job.shards} is finished already", file=sys.stderr)
+        else:
+            manifest.finish(_Run(open_extractor, job, output, manifest, sources).run())
+        for source in sources:
+            if STDIN in job.inputs:
+                source.path.unlink()
+    return _totals(manifest)
 
 
-COUNTS = ("documents", "entities", "windows", "errors", "ungrounded", "cut")
-
-
-def _open_manifest(path: Path, job: Job) -> dict[str, Any]:
-    identity = job.identity()
-    if not path.is_file():
-        return {"job": identity, "parts": {}}
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in identity if manifest["job"].get(key) != identity[key]]
-    if changed:
-        raise InputError(
-            f"{path.parent}: was begun with other {', '.join(changed)}; give another --output or remove it"
-        )
-    if manifest["parts"]:
-        print(f"{path.parent}: going on after {len(manifest['parts'])} finished part(s)", file=sys.stderr)
-    return manifest
-
-
-def _documents(job: Job) -> Iterator[tuple[str, Any, list[str]]]:
-    """(where, row, labels) of each document of this shard."""
-    number = 0
+def _check_inputs(job: Job, output: Path) -> None:
     for path in job.inputs:
-        for where, row in read_rows(path):
-            if number % job.shards == job.shard:
-                own = row.get("labels") if isinstance(row, dict) else None
-                yield where, row, list(job.labels) if own is None else own
-            number += 1
+        if path != STDIN and not path.is_file():
+            raise InputError(f"{path}: no such file")
+        if path.resolve().parent == output.resolve() and path.name.startswith(("part-", "manifest-", "summary-")):
+            raise InputError(f"--input {path}: is of the output itself; write to another --output")
 
 
-def _parts(documents: Iterable[tuple[str, Any, list[str]]]) -> Iterator[list[tuple[str, Any, list[str]]]]:
-    part = []
+def _sources(job: Job, output: Path, resume: bool) -> list[Source]:
+    if STDIN in job.inputs:
+        return [spooled(output, job, resume)]
+    return [Source(path, str(path)) for path in job.inputs]
+
+
+def _totals(manifest: Manifest) -> dict[str, int]:
+    return {key: sum(part[key] for part in manifest.parts.values()) for key in COUNTS}
+
+
+@dataclasses.dataclass
+class _Run:
+    """One process's work on a shard."""
+
+    open_extractor: Callable[[], Extracts]
+    job: Job
+    output: Path
+    manifest: Manifest
+    sources: list[Source]
+
+    def run(self) -> dict[str, Any]:
+        """Write the parts that are not there; returns how many documents the shard and the whole corpus have."""
+        self.done = dict.fromkeys(COUNTS, 0)
+        self.first_error: str | None = None
+        self.corpus = 0
+        started = time.monotonic()
+        if self.manifest.parts:
+            print(f"{self.output}: going on after {len(self.manifest.parts)} finished part(s)", file=sys.stderr)
+        size = sum(source.path.stat().st_size for source in self.sources)
+        with Progress("extracting", size, "B") as self.shown:
+            self.started = time.monotonic()
+            self._do_parts()
+            self.shown.advance(0, self._note())
+        totals = _totals(self.manifest)
+        self._summarise(totals, time.monotonic() - started)
+        return {"documents": totals["documents"], "corpus": self.corpus}
+
+    def _do_parts(self) -> None:
+        raws = self._raws()
+        carried = carried_schema(self.job, self.sources)
+        extractor: Extracts | None = None
+        for number in itertools.count():
+            if number in self.manifest.parts:
+                self._skip(raws, self.manifest.parts[number]["documents"])
+                continue
+            documents = next_part(read_document(raw, self.job) for raw in raws)
+            if not documents:
+                return
+            extractor = extractor or self.open_extractor()
+            records, counts = self._extract(extractor, documents)
+            name = f"{self.job.name('part')}-{number:05d}.{self.job.format}"
+            self.manifest.add(number, write_part(self.output / name, records, carried) | counts)
+
+    def _raws(self) -> Iterator[Raw]:
+        """The records of this shard; what was read for others since counts as read for the next."""
+        read = 0
+        for raw in (raw for source in self.sources for raw in read_raw(source, self.job)):
+            read += raw.read
+            if self.corpus % self.job.shards == self.job.shard:
+                yield dataclasses.replace(raw, read=read)
+                read = 0
+            self.corpus += 1
+
+    def _skip(self, raws: Iterator[Raw], documents: int) -> None:
+        for raw in itertools.islice(raws, documents):
+            self.shown.skip(raw.read)
+
+    def _extract(self, extractor: Extracts, documents: list[Document]) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        """The records of a part, and their counts."""
+        sound = [document for document in documents if is_sound(extractor, document)]
+        counts = dict.fromkeys(COUNTS, 0) | {"documents": len(documents), "errors": len(documents) - len(sound)}
+        failed = [document for document in documents if document.error is not None]
+        self.first_error = self.first_error or (failed[0].error if failed else None)
+        self._advance({"documents": len(failed), "errors": len(failed)}, sum(document.read for document in failed))
+        found: dict[int, Extraction] = {}
+        texts, labels = [document.text for document in sound], [document.labels for document in sound]
+        for place, extraction in extractor.stream(texts, labels) if sound else ():
+            found[id(sound[place])] = extraction
+            own = counts_of(extraction)
+            counts |= {name: counts[name] + value for name, value in own.items() if name != "documents"}
+            self._advance(own, sound[place].read)
+        return [record_of(document, found.get(id(document))) for document in documents], counts
+
+    def _advance(self, counts: dict[str, int], read: int) -> None:
+        self.done |= {name: self.done[name] + value for name, value in counts.items()}
+        self.shown.advance(read, self._note())
+
+    def _note(self) -> str:
+        """What the run has done, for the progress line."""
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        rates = [f"{self.done[name] / seconds:,.1f} {name}/s" for name in ("windows", "questions", "tokens")]
+        empty = self.done["empty"] / max(self.done["questions"], 1)
+        parts = [f"{self.done['documents']:,} documents", *rates, f"{empty:.0%} empty"]
+        return ", ".join([*parts, f"{self.done['errors']:,} errors"] if self.done["errors"] else parts)
+
+    def _summarise(self, totals: dict[str, int], seconds: float) -> None:
+        """Write the counts of the whole shard, and what this run did of it how fast."""
+        rates = {
+            f"{name}_per_second": round(self.done[name] / seconds, 2) for name in ("documents", "questions", "tokens")
+        }
+        summary = totals | {
+            "seconds": round(seconds, 1),
+            "first_error": self.first_error,
+            "this_run": self.done | rates,
+        }
+        write_json(self.output / f"{self.job.name('summary')}.json", summary)
+
+
+def next_part(documents: Iterable[Document]) -> list[Document]:
+    """The documents of a part; none if there are no more."""
+    part: list[Document] = []
+    characters = 0
     for document in documents:
         part.append(document)
-        if len(part) == PART_DOCUMENTS:
-            yield part
-            part = []
-    if part:
-        yield part
+        characters += len(document.text)
+        if len(part) == PART_DOCUMENTS or characters >= PART_CHARACTERS:
+            break
+    return part
 
 
-def _extract_part(
-    extractor: Extractor, part: Sequence[tuple[str, Any, list[str]]]
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    errors = [_fault(extractor, row, labels, where) for where, row, labels in part]
-    sound = [place for place, error in enumerate(errors) if error is None]
-    found = extractor.extract([part[place][1]["text"] for place in sound], [part[place][2] for place in sound])
-    by_place = dict(zip(sound, found, strict=True))
-    counts = dict.fromkeys(COUNTS, 0) | {"documents": len(part), "errors": len(part) - len(sound)}
-    records = []
-    for place, (where, row, labels) in enumerate(part):
-        extraction = by_place.get(place)
-        if extraction:
-            counts["entities"] += len(extraction.entities)
-            counts["windows"] += extraction.chunks
-            counts["ungrounded"] += extraction.ungrounded
-            counts["cut"] += extraction.cut
-        fields = row if isinstance(row, dict) else {}
-        records.append(
-            {
-                "id": _id(fields.get("id"), where),
-                "text": fields.get("text") if extraction else None,
-                "labels": labels if extraction else [],
-                "entities": extraction.entities if extraction else [],
-                "chunks": extraction.chunks if extraction else 0,
-                "error": errors[place],
-            }
-        )
-    return records, counts
+def is_sound(extractor: Extracts, document: Document) -> bool:
+    """Whether it can be extracted from; if not, its `error` says why."""
+    if document.error is None:
+        try:
+            extractor.check(document.text, document.labels)
+        except InputError as error:
+            document.error = str(error)
+    return document.error is None
 
 
-def _id(value: Any, where: str) -> str:
-    """The document's own id, a number as text; else its place. Parquet takes no lone surrogate."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    sound = isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
-    return value if sound else where
+def counts_of(extraction: Extraction) -> dict[str, int]:
+    """What is counted of a document."""
+    return {
+        "documents": 1,
+        "entities": len(extraction.entities),
+        "windows": extraction.chunks,
+        "questions": extraction.questions,
+        "empty": extraction.empty,
+        "tokens": extraction.tokens,
+        "ungrounded": extraction.ungrounded,
+        "cut": extraction.cut,
+    }
 
 
-def _fault(extractor: Extractor, row: Any, labels: Any, where: str) -> str | None:
-    """Why a document cannot be extracted from; None if it can."""
-    try:
-        if not isinstance(row, dict):
-            raise InputError(f"{where}: a document must be a JSON object, found {type(row).__name__}")
-        text = row.get("text")
-        if not isinstance(text, str) or not text.strip():
-            found = "an empty text" if isinstance(text, str) else type(text).__name__
-            raise InputError(f'{where}: "text" must be a non-empty string, found {found}')
-        if not isinstance(labels, list) or not labels:
-            raise InputError(f'{where}: no labels; give --labels, or a list "labels" in the record')
-        extractor.check(text, labels)
-    except InputError as error:
-        return str(error)
-    return None
-
-
-def _digest(path: Path) -> str:
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def record_of(document: Document, extraction: Extraction | None) -> dict[str, Any]:
+    """The record of a document; without an extraction it has its error."""
+    return {
+        "id": document.id,
+        "text": document.text if extraction else None,
+        "labels": document.labels if extraction else [],
+        "entities": extraction.entities if extraction else [],
+        "chunks": extraction.chunks if extraction else 0,
+        "error": document.error,
+        **document.carried,
+    }

@@ -1,11 +1,14 @@
 """From an answer to spans of the document: where each item occurs, and how probable it was."""
 
+import bisect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypedDict
 
 from uner_jax.extraction.answers import Answer, Item, parse_answer
 from uner_jax.extraction.engine import Generation
+from uner_jax.extraction.options import Occurrences
 
 
 class Span(TypedDict):
@@ -58,15 +61,40 @@ def _probability(item: Item, done: Sequence[int], log_probs: Sequence[float]) ->
     return math.exp(min(0.0, sum(covering)))
 
 
-def ground(text: str, label: str, answer: Answer, scores: Sequence[float]) -> tuple[list[Span], int]:
-    """Every occurrence in `text` of every item, and the number of items that do not occur there."""
+def ground(
+    text: str, label: str, answer: Answer, scores: Sequence[float], policy: Occurrences = "all"
+) -> tuple[list[Span], int]:
+    """Every occurrence in `text` of every item, or its first, and the number of items that do not occur there."""
     spans: list[Span] = []
     missing = 0
     for item, score in zip(answer.items, scores, strict=True):
-        found = list(occurrences(text, item.text))
+        found = list(itertools.islice(occurrences(text, item.text), None if policy == "all" else 1))
         missing += not found
         spans += [Span(start=start, end=end, text=item.text, label=label, score=score) for start, end in found]
     return spans, missing
+
+
+def calibrated(probability: float, temperature: float) -> float:
+    """The probability whose log-odds are those of the given one, divided by the temperature (arXiv 1706.04599)."""
+    if temperature == 1.0 or probability in (0.0, 1.0):
+        return probability
+    odds = math.log(probability) - math.log1p(-probability)
+    return (1 + math.tanh(odds / temperature / 2)) / 2
+
+
+def flat(spans: Sequence[Span]) -> list[Span]:
+    """Spans of which no two overlap: the likeliest first, then the longest, then in the order of the text."""
+    order = sorted(spans, key=lambda span: (-span["score"], span["start"] - span["end"], span["start"], span["label"]))
+    kept: list[Span] = []
+    starts: list[int] = []
+    for span in order:
+        place = bisect.bisect(starts, span["start"])
+        before_fits = place == 0 or kept[place - 1]["end"] <= span["start"]
+        after_fits = place == len(kept) or span["end"] <= kept[place]["start"]
+        if before_fits and after_fits:
+            kept.insert(place, span)
+            starts.insert(place, span["start"])
+    return kept
 
 
 def merge(spans: Sequence[Span]) -> list[Span]:

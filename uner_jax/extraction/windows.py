@@ -4,6 +4,9 @@ import bisect
 from collections.abc import Sequence
 from typing import Protocol
 
+STOPS = (".", "!", "?", "…", "。", "！", "？", "।", "؟")
+CLOSING = "\"'”’»)]」』"
+
 
 class Offsets(Protocol):
     """What is needed of a tokenizer here."""
@@ -15,9 +18,10 @@ def windows(text: str, tokenizer: Offsets, size: int, overlap: int) -> list[tupl
     """The (start, end) of windows that together cover the text, each of at most `size` tokens by itself.
 
     Offsets count code points; one character may have more tokens than `size`, and is a window then.
-    Neighbours share up to `overlap` tokens. A window begins and ends beside white space where there is
-    some, so that no word is cut. A short text is one window. With an overlap of at most a quarter of
-    the size there are no more windows than four for every `size` tokens.
+    Neighbours share up to `overlap` tokens. A window ends with a sentence
+    where one ends in its second half, else beside white space where there is some, so that no word is cut; it begins
+    with a word. A short text is one window. With an overlap of at most a quarter of the size there are no more
+    windows than four for every `size` tokens.
     """
     ends = [end for _, end in tokenizer.offsets(text)]
     if len(ends) <= size:
@@ -50,11 +54,17 @@ def _fitting_end(text: str, start: int, ends: Sequence[int], tokenizer: Offsets,
 
 
 def _word_end(text: str, middle: int, end: int) -> int:
-    """The last white space behind the middle of the window, or its end."""
-    for place in range(end, middle, -1):
-        if text[place].isspace():
-            return place
-    return end
+    """The last end of a sentence behind the middle of the window, else the last white space, else its end."""
+    spaces = [place for place in range(end, middle, -1) if text[place].isspace()]
+    return next((place for place in spaces if _ends_sentence(text, place)), spaces[0] if spaces else end)
+
+
+def _ends_sentence(text: str, place: int) -> bool:
+    """Whether the white space at that place follows the end of a sentence, or is one itself."""
+    if text[place] == "\n":
+        return True
+    before = text[max(place - 4, 0) : place].rstrip(CLOSING)
+    return before.endswith(STOPS)
 
 
 def _word_start(text: str, place: int, end: int) -> int:

@@ -92,13 +92,20 @@ def adapt(model: Llama, config: AdapterConfig, key: jax.Array) -> Llama:
     It takes the model apart, a kernel at a time, so that no more than one is there twice.
     """
     for number, (target, projection) in enumerate(projections(model).items()):
-        kernel, inputs = projection.kernel, projection.inputs
         if target in config.targets:
-            projection.adapter = _new_lora(config, inputs, kernel, jax.random.fold_in(key, number))
-        projection.kernel = _frozen(inputs, config.base, kernel)
+            own_key = jax.random.fold_in(key, number)
+            projection.adapter = _new_lora(config, projection.inputs, projection.kernel, own_key)
+    freeze(model, config.base)
     leaves = flatten(model)
     rest = {name: leaf.astype(jnp.float32) for name, leaf in leaves.items() if not _is_of_projection(name)}
     return unflatten(model, leaves | rest)
+
+
+def freeze(model: Llama, base: BasePrecision) -> Llama:
+    """The model, changed in place: its kernels as they are kept where they are not trained."""
+    for projection in projections(model).values():
+        projection.kernel = _frozen(projection.inputs, base, projection.kernel)
+    return model
 
 
 def _is_of_projection(name: str) -> bool:

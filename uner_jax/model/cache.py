@@ -1,43 +1,50 @@
-"""The key-value cache: a token at position p of its row lies in slot p, in every layer."""
+"""Keys and values that were read once: prefixes that rows share, and what each row has of its own."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 
-from uner_jax.model.config import LlamaConfig
-
-# L layers, B rows, S slots, K kv heads, Dh head width, T new tokens
+# L layers, N rows of any kind, C prefixes, R rows, K kv heads, S slots (one a token), Dh head width
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Cache:
-    """Keys and values of all layers.
+class KeyValues:
+    """Keys and values of all layers, heads before slots: a product over a head's slots needs no transposition."""
 
-    Because slot and position are one, a query at position p may see the slots up to p, and what lies
-    behind (padding of a shorter row, a rejected draft) is never seen and simply overwritten.
-    """
-
-    keys_LBSKDh: jax.Array
-    values_LBSKDh: jax.Array
+    keys_LNKSDh: jax.Array
+    values_LNKSDh: jax.Array
 
     @property
     def slots(self) -> int:
-        """The number of positions that the cache has room for."""
-        return self.keys_LBSKDh.shape[2]
-
-    def rows(self, rows_B: jax.Array, slots: int) -> "Cache":
-        """A cache of the given rows, repeated or left out as listed, with that many slots."""
-
-        def take(x_LBSKDh: jax.Array) -> jax.Array:
-            kept = x_LBSKDh[:, rows_B, :slots]
-            return jnp.pad(kept, ((0, 0), (0, 0), (0, slots - kept.shape[2]), (0, 0), (0, 0)))
-
-        return Cache(take(self.keys_LBSKDh), take(self.values_LBSKDh))
+        """The number of tokens that a row has room for."""
+        return self.keys_LNKSDh.shape[3]
 
 
-def empty_cache(config: LlamaConfig, rows: int, slots: int, dtype: jnp.dtype) -> Cache:
-    """A cache of zeros."""
-    shape = (config.num_hidden_layers, rows, slots, config.num_key_value_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pool:
+    """Rows that are being written, each behind a prefix that it shares with up to `sharers` of them.
+
+    The token that stands `n` places behind the end of its row's prefix lies in slot n of the row, in every layer:
+    what lies behind (a rejected draft, say) is never seen and simply overwritten. Row r follows prefix
+    `owners_R[r]`, as the `seats_R[r]`th of those that do; the owner of a row that nobody writes is C or more.
+    """
+
+    prefixes: KeyValues
+    lengths_C: jax.Array
+    rows: KeyValues
+    owners_R: jax.Array
+    seats_R: jax.Array
+    sharers: int = dataclasses.field(metadata={"static": True})
+
+    def own_slots(self, positions_RT: jax.Array) -> jax.Array:
+        """The slots of tokens at these positions of the whole text, prefix and all."""
+        return positions_RT - self.lengths_C.at[self.owners_R].get(mode="clip")[:, None]
+
+
+def empty_key_values(layers: int, rows: int, kv_heads: int, slots: int, width: int, dtype: jnp.dtype) -> KeyValues:
+    """Zeros."""
+    shape = (layers, rows, kv_heads, slots, width)
+    return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))

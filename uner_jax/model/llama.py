@@ -1,5 +1,6 @@
 """LLaMA: an embedding, a scanned stack of blocks, a norm and a head (arXiv 2302.13971)."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -8,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uner_jax.mesh import constrain
-from uner_jax.model.attention import masked_attention
-from uner_jax.model.cache import Cache
+from uner_jax.model.attention import branching_attention, shared_attention
+from uner_jax.model.cache import KeyValues, Pool
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.kernels import Attention
 from uner_jax.model.layers import Block, RMSNorm, normal_param
 
-# B batch, T tokens, S cache slots, D model width, V vocabulary, L layers
+# B batch, R rows of a pool, T tokens, D model width, V vocabulary, L layers
 
 Remat = Literal["none", "full", "dots", "qkv", "offload"]
 
@@ -99,28 +100,44 @@ class Llama(nnx.Module):
         x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), self.layers)
         return self.norm(x_BTD)
 
-    def extend(self, tokens_BT: jax.Array, positions_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Read T more tokens of each row into the cache; returns (B, T, D) for `logits`, and the cache.
+    def read(
+        self, tokens_BT: jax.Array, positions_BT: jax.Array, trees_BT: jax.Array, branches_BT: jax.Array
+    ) -> tuple[jax.Array, KeyValues]:
+        """Read rows of trees (see `branching_attention`): (B, T, D) for `logits`, and all keys and values.
 
-        The positions of a row are contiguous and follow those that it has in the cache; tokens that pad
-        a row follow its last real one, and are overwritten by what comes next.
+        Positions are counted along a tree's trunk and on along each of its branches.
         """
-        self._check_length(cache.slots)
-        mask_BTS = positions_BT[:, :, None] >= jnp.arange(cache.slots, dtype=positions_BT.dtype)
-        rows_B1 = jnp.arange(tokens_BT.shape[0], dtype=positions_BT.dtype)[:, None]
 
-        def step(carry: tuple[jax.Array, Cache], item: tuple[Block, jax.Array]):
-            (x_BTD, cache), (block, layer) = carry, item
+        def step(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, KeyValues]:
             q, k, v = block.attention.project(block.attention_norm(x_BTD), positions_BT)
-            # "drop": a padding token may stand beyond the last slot.
-            keys = cache.keys_LBSKDh.at[layer, rows_B1, positions_BT].set(k, mode="drop")
-            values = cache.values_LBSKDh.at[layer, rows_B1, positions_BT].set(v, mode="drop")
-            mixed_BTHDh = masked_attention(q, keys[layer], values[layer], mask_BTS)
-            return (block.finish(x_BTD, mixed_BTHDh), Cache(keys, values)), None
+            mixed_BTHDh = branching_attention(q, k, v, trees_BT, branches_BT)
+            return block.finish(x_BTD, mixed_BTHDh), KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
 
-        layers_L = jnp.arange(self.config.num_hidden_layers, dtype=positions_BT.dtype)
-        (x_BTD, cache), _ = jax.lax.scan(step, (self._embed(tokens_BT), cache), (self.layers, layers_L))
-        return self.norm(x_BTD), cache
+        x_BTD, key_values = jax.lax.scan(step, self._embed(tokens_BT), self.layers)
+        return self.norm(x_BTD), key_values
+
+    def extend(self, tokens_RT: jax.Array, positions_RT: jax.Array, pool: Pool) -> tuple[jax.Array, Pool]:
+        """Read T more tokens of each row of a pool; returns (R, T, D) for `logits`, and the pool with them.
+
+        The positions of a row are contiguous and follow those that it has; a token without a slot is not kept.
+        """
+        slots_RT = pool.own_slots(positions_RT)
+        rows_R1 = jnp.arange(tokens_RT.shape[0], dtype=slots_RT.dtype)[:, None]
+
+        def step(carry: tuple[jax.Array, Pool], item: tuple):
+            (x_RTD, pool), (block, layer, prefix) = carry, item
+            q, k, v = block.attention.project(block.attention_norm(x_RTD), positions_RT)
+            keys = pool.rows.keys_LNKSDh.at[layer, rows_R1, :, slots_RT].set(k, mode="drop")
+            values = pool.rows.values_LNKSDh.at[layer, rows_R1, :, slots_RT].set(v, mode="drop")
+            pool = dataclasses.replace(pool, rows=KeyValues(keys, values))
+            mixed_RTHDh = shared_attention(q, pool, layer, prefix, slots_RT)
+            return (block.finish(x_RTD, mixed_RTHDh), pool), None
+
+        layers_L = jnp.arange(self.config.num_hidden_layers, dtype=slots_RT.dtype)
+        prefixes = pool.prefixes.keys_LNKSDh, pool.prefixes.values_LNKSDh
+        carry = self._embed(tokens_RT), pool
+        (x_RTD, pool), _ = jax.lax.scan(step, carry, (self.layers, layers_L, prefixes))
+        return self.norm(x_RTD), pool
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Project `hidden` of any leading shape to the vocabulary, in float32."""

@@ -55,7 +55,7 @@ def load_model(
         dtype = source.dtype() if isinstance(source, CheckpointTensors) else _file_dtype(source)
     dtype = jnp.dtype(dtype)
     shardings = flatten(tree_shardings(model, mesh)) if mesh else {}
-    on_one = SingleDeviceSharding(jax.devices()[0])
+    on_one = SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
         name: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings.get(name, on_one))
         for name, leaf in flatten(model).items()
