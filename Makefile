@@ -82,7 +82,7 @@ lock: ## resolves pyproject.toml into the lock files again
 	    --python-version 3.11 --no-header --quiet -o $(PLAN_LOCK) $(LOCK_ARGS) && \
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra spacy --extra datasets --universal \
 	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(SPACY_LOCK) $(LOCK_ARGS) && \
-	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra browser --extra demo --universal \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra browser --universal \
 	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(BROWSER_LOCK) $(LOCK_ARGS)
 	@echo "wrote $(LOCK), $(BEAM_LOCK), $(PLAN_LOCK), $(SPACY_LOCK) and $(BROWSER_LOCK)"
 
@@ -103,6 +103,15 @@ define new_venv
 	@echo '*' > $(1)/.gitignore
 endef
 
+# $(call locked_venv,DIRECTORY,LOCK): an environment with exactly what the lock says, and this project.
+define locked_venv
+	@echo "== setting up $(1) from $(2): a few minutes"
+	$(call new_venv,$(1))
+	@$(1)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(2)
+	@$(1)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
+	@touch $@
+endef
+
 $(READY): $(LOCK) $(DEMO_LOCK) pyproject.toml
 	@echo "== setting up $(VENV) from $(LOCK): some hundred packages, a few minutes"
 	$(call new_venv,$(VENV))
@@ -114,32 +123,16 @@ $(READY): $(LOCK) $(DEMO_LOCK) pyproject.toml
 	@touch $@
 
 $(BEAM): $(BEAM_LOCK) pyproject.toml
-	@echo "== setting up $(BEAM_VENV) from $(BEAM_LOCK): a few minutes"
-	$(call new_venv,$(BEAM_VENV))
-	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BEAM_LOCK)
-	@$(BEAM_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
-	@touch $@
+	$(call locked_venv,$(BEAM_VENV),$(BEAM_LOCK))
 
 $(PLAN): $(PLAN_LOCK) pyproject.toml
-	@echo "== setting up $(PLAN_VENV) from $(PLAN_LOCK): a few minutes"
-	$(call new_venv,$(PLAN_VENV))
-	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(PLAN_LOCK)
-	@$(PLAN_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
-	@touch $@
+	$(call locked_venv,$(PLAN_VENV),$(PLAN_LOCK))
 
 $(SPACY): $(SPACY_LOCK) pyproject.toml
-	@echo "== setting up $(SPACY_VENV) from $(SPACY_LOCK): a few minutes"
-	$(call new_venv,$(SPACY_VENV))
-	@$(SPACY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(SPACY_LOCK)
-	@$(SPACY_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
-	@touch $@
+	$(call locked_venv,$(SPACY_VENV),$(SPACY_LOCK))
 
 $(BROWSER): $(BROWSER_LOCK) pyproject.toml
-	@echo "== setting up $(BROWSER_VENV) from $(BROWSER_LOCK): a few minutes"
-	$(call new_venv,$(BROWSER_VENV))
-	@$(BROWSER_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BROWSER_LOCK)
-	@$(BROWSER_VENV)/bin/python -m pip --quiet --disable-pip-version-check install --no-deps -e .
-	@touch $@
+	$(call locked_venv,$(BROWSER_VENV),$(BROWSER_LOCK))
 
 # The constraints are the lock without its hashes: one hash would put pip into hash-checking mode, and
 # the lock has none for torch. They hold every locked package where it is, and torch's own ones free.
