@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from uner_jax.extraction.prefill import Batch, Branch, Ids, greedy, power_of_two
+from uner_jax.mesh import constrain
 from uner_jax.model.cache import KeyValues, Pool, empty_key_values
 from uner_jax.model.llama import Llama
 
@@ -21,6 +22,8 @@ SHARERS = 4
 # As many rows come in at a time.
 ADMITTED = 8
 FEWEST_SLOTS = 32
+# The logical axes of keys and values.
+KEPT = ("layers", "batch", "kv_heads", None, None)
 
 
 @dataclasses.dataclass
@@ -210,7 +213,7 @@ def _insert(
     def put(x_LNKSDh: jax.Array, y_LBKTDh: jax.Array) -> jax.Array:
         # the two index arrays with a slice between them come first: (A, S, L, K, Dh).
         taken = y_LBKTDh.at[:, sources_A[:, None], :, places_AS].get(mode="clip")
-        return x_LNKSDh.at[:, rows_A].set(taken.transpose(2, 0, 3, 1, 4), mode="drop")
+        return constrain(x_LNKSDh.at[:, rows_A].set(taken.transpose(2, 0, 3, 1, 4), mode="drop"), *KEPT)
 
     return jax.tree.map(put, held, read)
 
@@ -221,7 +224,8 @@ def _take(held: KeyValues, kept_N: jax.Array, slots: int) -> KeyValues:
 
     def take(x_LNKSDh: jax.Array) -> jax.Array:
         kept = x_LNKSDh[:, kept_N, :, :slots]
-        return jnp.pad(kept, ((0, 0), (0, 0), (0, 0), (0, slots - kept.shape[3]), (0, 0)))
+        padding = (0, 0), (0, 0), (0, 0), (0, slots - kept.shape[3]), (0, 0)
+        return constrain(jnp.pad(kept, padding), *KEPT)
 
     return jax.tree.map(take, held)
 

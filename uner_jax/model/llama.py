@@ -111,7 +111,8 @@ class Llama(nnx.Module):
         def step(x_BTD: jax.Array, block: Block) -> tuple[jax.Array, KeyValues]:
             q, k, v = block.attention.project(block.attention_norm(x_BTD), positions_BT)
             mixed_BTHDh = branching_attention(q, k, v, trees_BT, branches_BT)
-            return block.finish(x_BTD, mixed_BTHDh), KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2))
+            kept = (constrain(x.swapaxes(1, 2), "batch", "kv_heads", None, None) for x in (k, v))
+            return block.finish(x_BTD, mixed_BTHDh), KeyValues(*kept)
 
         x_BTD, key_values = jax.lax.scan(step, self._embed(tokens_BT), self.layers)
         return self.norm(x_BTD), key_values
