@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
@@ -21,11 +22,14 @@ from uner_jax.data.builder import Example, build
 from uner_jax.mesh import make_mesh
 from uner_jax.model import llamas
 from uner_jax.model.config import LlamaConfig
+from uner_jax.model.kernels import Attention
+from uner_jax.model.llama import Remat
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError, read_rows
 from uner_jax.template import encode_conversation
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.training import hlo, plan
+from uner_jax.training.activations import activation_bytes, kept_activations
 from uner_jax.training.compiled import Compiled, compile_step
 from uner_jax.training.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from uner_jax.training.plan import Rows, architecture_of, make_plans, rows_of
@@ -228,10 +232,32 @@ def test_sizes_are_those_of_the_arrays(moment):
     assert step.optimizer == (8 if moment == "float32" else 6) * parameters + counters
     assert step.batch == 4 * (3 * 4 * 128 + 3 * 4 * 32)
     assert step.peak > step.parameters + step.optimizer + step.batch
+    assert step.activations == kept("full", rows=4) > 4 * 4 * 128 * SMALL.hidden_size * SMALL.num_hidden_layers
     assert step.fits and step.donated and step.fused and not step.error
     assert (step.mesh, step.rows_a_device, step.kernel) == ({"data": 1, "fsdp": 1, "tensor": 1}, 4, "reference")
     assert [x.size for x in step.buffers] == sorted((x.size for x in step.buffers), reverse=True)
     assert "inputs of all layers, kept for the backward pass" in {buffer.name for buffer in step.buffers}
+
+
+def kept(remat, tensor=1, dtype="float32", layers=SMALL.num_hidden_layers, rows=2):
+    """Bytes that one device keeps of the forward pass."""
+    config = recipe(dtype=dtype, remat=remat)
+    architecture = dataclasses.replace(SMALL, num_hidden_layers=layers)
+    return activation_bytes(kept_activations(config, architecture, Attention(), rows, tensor))
+
+
+def test_activations_are_what_the_remat_policy_keeps_of_each_layer():
+    tokens, width, head = 2 * 128, SMALL.hidden_size, SMALL.head_dim
+    heads = SMALL.num_attention_heads + 2 * SMALL.num_key_value_heads
+    layer = {remat: kept(remat, layers=5) - kept(remat, layers=4) for remat in get_args(Remat)}
+    assert layer["full"] == 4 * tokens * width and layer["offload"] == 0
+    assert layer["qkv"] == layer["full"] + 4 * tokens * heads * head
+    assert layer["qkv"] < layer["dots"] < layer["none"]
+    # bfloat16 halves them, more rows multiply them, tensor cuts the heads and not the inputs.
+    assert kept("qkv", layers=5, dtype="bfloat16") - kept("qkv", layers=4, dtype="bfloat16") == layer["qkv"] / 2
+    assert kept("qkv", layers=5, rows=6) - kept("qkv", layers=4, rows=6) == 3 * layer["qkv"]
+    cut = kept("qkv", tensor=2, layers=5) - kept("qkv", tensor=2, layers=4)
+    assert cut == layer["full"] + 4 * tokens * heads * head // 2
 
 
 def test_a_state_larger_than_a_device_is_not_compiled(monkeypatch):
@@ -325,7 +351,7 @@ def imagined(peak_gib):
             raise InputError("data.batch_size must be a multiple")
         mesh = {"data": 1, "fsdp": topology.count // config.mesh.tensor, "tensor": config.mesh.tensor}
         size = int(peak_gib(config) * 2**30)
-        return Compiled(topology, mesh, 1, "reference", size // 4, size // 2, 0, size, donated=True)
+        return Compiled(topology, mesh, 1, "reference", size // 4, size // 2, 0, size, size // 8, donated=True)
 
     return compile, asked
 
@@ -396,7 +422,7 @@ def test_more_devices_than_rows():
 def test_the_table_adds_up():
     found, _ = the_plan(recipe(batch_size=16), lambda config: 8.0)
     line = dict(zip(plan.COLUMNS, plan.table([found])[1], strict=True))
-    parts = ("parameters", "optimizer", "batch", "the rest")
+    parts = ("parameters", "optimizer", "batch", "activations", "temporary")
     assert sum(float(line[part]) for part in parts) == float(line["peak"]) == 8.0
     assert (line["fits"], line["topology"], line["mesh"], line["limit"]) == ("yes", "v5e:4x4", "1 x 16 x 1", "15.75")
     header, row = plan.aligned(plan.table([found])).splitlines()
@@ -411,7 +437,7 @@ def test_what_is_wrong_is_seen():
     assert "rematerialisation" in plan.details(dataclasses.replace(found, compiled=bad))
     refused = dataclasses.replace(found.compiled, error="Ran out of memory", peak=30 * 2**30)
     line = dict(zip(plan.COLUMNS, plan.table([dataclasses.replace(found, compiled=refused)])[1], strict=True))
-    assert (line["fits"], line["peak"], line["the rest"]) == ("no", "over 30.00", "-")
+    assert (line["fits"], line["peak"], line["temporary"]) == ("no", "over 30.00", "-")
 
 
 # ---- the command

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from uner_jax.mesh import make_mesh
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import flatten
 from uner_jax.training import hlo
+from uner_jax.training.activations import activation_bytes, kept_activations
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.optimizer import make_optimizer
 from uner_jax.training.shapes import RowShape, abstract_batch, abstract_state, check_batch, placed
@@ -33,7 +34,8 @@ class Compiled:
     """A step on one device of a topology. Sizes in bytes; where `error` is set, the compiler refused it.
 
     `peak` is the most that is taken at any time, or None where the compiler did not come so far as to say; of a
-    refused step it is what the compiler says that it needs at least. `batch` are the rows of one step.
+    refused step it is what the compiler says that it needs at least. `batch` are the rows of one step, `activations`
+    what is kept of the forward pass of a microbatch for its backward pass (`kept_activations`).
     """
 
     topology: Topology
@@ -44,6 +46,7 @@ class Compiled:
     optimizer: int
     batch: int
     peak: int | None
+    activations: int = 0
     donated: bool = False
     rematerialised: bool = False
     calls: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -71,8 +74,7 @@ def compile_step(config: TrainConfig, architecture: LlamaConfig, rows: RowShape,
     mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=topology.devices())
     check_batch(config, mesh)
     optimizer = make_optimizer(config.optimizer, STEPS)
-    target = target_libraries() if topology.platform == "cuda" else nullcontext()
-    with jax.set_mesh(mesh), target:
+    with jax.set_mesh(mesh), _target(topology):
         state = placed(abstract_state(config, architecture, optimizer, rows, mesh), mesh)
         batch = abstract_batch(config, rows, mesh)
         begun = _described(config, topology, mesh, state, batch)
@@ -85,11 +87,23 @@ def compile_step(config: TrainConfig, architecture: LlamaConfig, rows: RowShape,
         compiled, error, log = _compile(step.lower(state, batch))
     done = dataclasses.replace(
         begun,
+        activations=_activations(config, architecture, begun, state),
         seconds=time.perf_counter() - started,
         rematerialised=any(hlo.REMATERIALISED in line for line in log),
     )
     names = _names(state, config, begun.rows_a_device)
     return _measured(done, compiled, names) if compiled is not None else _refused(done, error, names)
+
+
+def _target(topology: Topology) -> AbstractContextManager[None]:
+    return target_libraries() if topology.platform == "cuda" else nullcontext()
+
+
+def _activations(config: TrainConfig, architecture: LlamaConfig, begun: Compiled, state: TrainState) -> int:
+    # one device's part: outside of the mesh.
+    with _target(begun.topology):
+        attention, tensor = state.model.attention, begun.mesh["tensor"]
+        return activation_bytes(kept_activations(config, architecture, attention, begun.rows_a_device, tensor))
 
 
 def _described(

@@ -191,9 +191,13 @@ def _epoch(config: TrainConfig, rows: Rows) -> str:
 
 
 COLUMNS = (
-    "topology", "mesh", "rows", "fits", "parameters", "optimizer", "batch", "the rest", "peak", "limit",
-    "attention", "donated", "compiled in",
+    "topology", "mesh", "rows", "fits", "parameters", "optimizer", "batch", "activations", "temporary",
+    "peak", "limit", "attention", "donated", "compiled in",
 )  # fmt: skip
+
+LEGEND = """\
+GiB a device; mesh is data x fsdp x tensor; rows are those of a device in a microbatch; activations: what the forward
+pass keeps for the backward pass; temporary: the rest of the peak (gradients, gathered kernels, what is recomputed)"""
 
 
 def table(plans: Sequence[Plan]) -> list[list[str]]:
@@ -202,8 +206,9 @@ def table(plans: Sequence[Plan]) -> list[list[str]]:
 
 
 def _line(step: Compiled) -> list[str]:
-    arguments = step.parameters + step.optimizer + step.batch
-    known = step.peak is not None and not step.error
+    known = step.parameters + step.optimizer + step.batch + step.activations
+    # gradients, gathered kernels, what is recomputed; at the peak not all activations need be there any more.
+    temporary = None if step.peak is None or step.error else max(0, step.peak - known)
     return [
         step.topology.name,
         " x ".join(map(str, step.mesh.values())),
@@ -212,7 +217,8 @@ def _line(step: Compiled) -> list[str]:
         gib(step.parameters),
         gib(step.optimizer),
         gib(step.batch),
-        gib(step.peak - arguments) if known and step.peak is not None else "-",
+        gib(step.activations) if step.activations else "-",
+        "-" if temporary is None else gib(temporary),
         peak_of(step),
         f"{step.topology.limit_gib:.2f}",
         step.kernel if step.fused or step.error else f"{step.kernel} (not in the program!)",
@@ -284,6 +290,6 @@ def print_plan(config: TrainConfig, topologies: Sequence[Topology]) -> None:
     print(describe(config, architecture, rows), end="\n\n", flush=True)
     plans = list(make_plans(config, architecture, rows, topologies))
     if any(plan.compiled for plan in plans):
-        print("GiB a device; mesh is data x fsdp x tensor; rows are those of a device in a microbatch")
+        print(LEGEND)
         print(aligned(table(plans)), end="\n\n")
     print("\n".join(map(details, plans)))
