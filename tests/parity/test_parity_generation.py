@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from uner_jax.evaluation.run import read_questions
 from uner_jax.extraction.engine import Engine, Generation, Request
-from uner_jax.template import encode_context, encode_question
+from uner_jax.template import answer_turn, encode_answer, encode_context, encode_question
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 from uner_jax.weights.hf import write_hf
@@ -52,7 +52,8 @@ def theirs(export) -> Iterator[torch.nn.Module]:
 
 @pytest.fixture(scope="module")
 def found(export, requests, tokenizer) -> dict[int, Generation]:
-    engine = Engine(load_model(export), tokenizer.eos_id, batch_size=32, max_new_tokens=NEW_TOKENS)
+    draft = encode_answer(answer_turn([]), tokenizer)
+    engine = Engine(load_model(export), tokenizer.eos_id, batch_size=32, max_new_tokens=NEW_TOKENS, draft=draft)
     return dict(engine.generate(requests))
 
 
