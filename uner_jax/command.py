@@ -115,4 +115,5 @@ def _line(what: str, done: int, total: int | None, unit: str, seconds: float, sk
         count, whole, speed = f"{done:,}", f"{total or 0:,} {unit}", f"{rate:,.1f} {unit}/s"
     if total is None or done >= total:
         return f"{what}: {count} {'MB' if unit == 'B' else unit}, {speed}, {seconds:.0f} s"
-    return f"{what}: {count} of {whole}, {speed}, {(total - done) / max(rate, 1e-9):.0f} s left"
+    left = f"{(total - done) / rate:.0f} s left" if rate > 0 else f"{seconds:.0f} s"
+    return f"{what}: {count} of {whole}, {speed}, {left}"
