@@ -80,12 +80,13 @@ def _extract(scratch: Path, count: int, format: str) -> tuple[list[int], float]:
     command += ["--labels", "person", "--output", f"out-{count}", "--max-new-tokens", "4", "--format", format]
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_COMPILATION_CACHE_DIR": str(scratch / "programs")}
     started, peaks = time.monotonic(), []
-    process = subprocess.Popen(command, cwd=scratch, env=environment, stderr=subprocess.PIPE)
-    while process.poll() is None:
-        peaks.append(_resident(process.pid))
-        time.sleep(POLL_SECONDS)
+    said = scratch / "stderr"
+    with said.open("w") as file, subprocess.Popen(command, cwd=scratch, env=environment, stderr=file) as process:
+        while process.poll() is None:
+            peaks.append(_resident(process.pid))
+            time.sleep(POLL_SECONDS)
     if process.returncode:
-        raise InputError(f"uner extract failed: {process.stderr.read().decode()}")
+        raise InputError(f"uner extract failed: {said.read_text()}")
     return peaks, time.monotonic() - started
 
 
