@@ -32,7 +32,7 @@ LOCK_ARGS =
 .PHONY: help demo test test-beam test-plan test-spacy test-browser parity lint lock clean
 
 help: ## lists these targets (the default)
-	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 demo: $(READY) ## the whole main job on a small real model: data, fine-tuning, F1 before and after, extraction, a page
 
@@ -82,13 +82,14 @@ lock: ## resolves pyproject.toml into the lock files again
 	    --python-version 3.11 --no-header --quiet -o $(PLAN_LOCK) $(LOCK_ARGS) && \
 	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra spacy --extra datasets --universal \
 	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(SPACY_LOCK) $(LOCK_ARGS) && \
-	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra browser --extra demo --universal \
+	"$$scratch/bin/uv" pip compile pyproject.toml --extra test --extra browser --universal \
 	    --generate-hashes --python-version 3.11 --no-header --quiet -o $(BROWSER_LOCK) $(LOCK_ARGS)
 	@echo "wrote $(LOCK), $(BEAM_LOCK), $(PLAN_LOCK), $(SPACY_LOCK) and $(BROWSER_LOCK)"
 
 clean: ## removes the environments, caches and build output; keeps demo/ and runs/
 	@echo "== removing $(VENV), $(BEAM_VENV), $(PLAN_VENV), $(SPACY_VENV), $(BROWSER_VENV), caches and build output"
-	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) $(SPACY_VENV) $(BROWSER_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) $(SPACY_VENV) $(BROWSER_VENV)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call new_venv,DIRECTORY): an empty environment; git and ruff must pass over one of any name, and Python before 3.13
