@@ -32,7 +32,7 @@ LOCK_ARGS =
 .PHONY: help demo test test-beam test-plan test-spacy test-browser parity lint lock clean
 
 help: ## lists these targets (the default)
-	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.* ## \(.*\)/\1|\2/p' Makefile | awk -F '|' '{ printf "make %-12s %s\n", $$1, $$2 }'
 
 demo: $(READY) ## the whole main job on a small real model: data, fine-tuning, F1 before and after, extraction, a page
 
@@ -88,7 +88,8 @@ lock: ## resolves pyproject.toml into the lock files again
 
 clean: ## removes the environments, caches and build output; keeps demo/ and runs/
 	@echo "== removing $(VENV), $(BEAM_VENV), $(PLAN_VENV), $(SPACY_VENV), $(BROWSER_VENV), caches and build output"
-	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) $(SPACY_VENV) $(BROWSER_VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	@rm -rf $(VENV) $(BEAM_VENV) $(PLAN_VENV) $(SPACY_VENV) $(BROWSER_VENV)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist ./*.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # $(call new_venv,DIRECTORY): an empty environment; git and ruff must pass over one of any name, and Python before 3.13

@@ -81,7 +81,8 @@ def test_without_a_command(capsys):
 def test_help_lists_every_command(flag, capsys):
     code, out, error = leave([flag], capsys)
     assert (code, error) == (0, "")
-    assert {"convert from-hf", "convert to-hf", "extract", "evaluate", "view", "demo", "ask", "plan"} <= COMMANDS.keys()
+    wanted = "convert from-hf, convert to-hf, extract, evaluate, view, export, demo, ask, plan"
+    assert set(wanted.split(", ")) <= COMMANDS.keys()
     for name, command in COMMANDS.items():
         assert f"uner {name} " in out and command.__doc__.splitlines()[0] in out
 
@@ -93,9 +94,8 @@ def test_each_command_explains_itself(name, capsys):
     words = " ".join(re.sub(r"[│╭╮╰╯─]", " ", out).split())
     documented = re.findall(r"^        (\w+): (.*)", COMMANDS[name].__doc__, re.MULTILINE)
     assert documented
-    usage = {"source": "SRC", "destination": "DST", "recipe": "CONFIG.py", "text": "TEXT"} | (
-        {"input": "[-h] F"} if name == "view" else {}
-    )
+    usage = {"source": "SRC", "destination": "DST", "recipe": "CONFIG.py", "text": "TEXT"}
+    usage |= {"view": {"input": "[-h] F"}, "export": {"input": "[OPTIONS] F"}}.get(name, {})
     for argument, explanation in documented:
         assert usage.get(argument, f"--{argument.replace('_', '-')}") in words
         assert explanation.split(",")[0].split("(")[0].strip()[:30] in words

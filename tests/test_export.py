@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from itertools import combinations, pairwise
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -17,14 +18,15 @@ from uner_jax import cli
 from uner_jax.command import run_command
 from uner_jax.export import conll
 from uner_jax.export.documents import Choices
-from uner_jax.export.flat import flat
 from uner_jax.export.formats import FORMATS, export
 from uner_jax.export.losses import Loss
 from uner_jax.export.names import names
 from uner_jax.export.tokens import align, with_spaces, words
 from uner_jax.extraction.record import read_extractions
+from uner_jax.extraction.spans import flat
 from uner_jax.records import InputError, read_rows, write_rows
 
+ROOT = Path(__file__).parent.parent
 HERE = [name for name in FORMATS if name != "spacy"]  # which is read back in tests/spacy
 
 # white space of every kind, line ends, marks, letters beyond U+FFFF, scripts without spaces, and what forms use.
@@ -511,6 +513,18 @@ def test_a_missing_spacy_is_said_with_the_command_that_helps(tmp_path, capsys, m
     code, _, error = leave(capsys, "export", tmp_path / "found.jsonl", "--to", "spacy", "--output", output)
     assert code == 1 and not output.exists()
     assert error == "error: spaCy is not installed: pip install 'uner-jax[spacy]'\n"
+
+
+def test_the_examples_of_the_documentation_are_what_comes_out(exported):
+    page = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
+    blocks = {to: re.search(rf"### {to}\n.*?```(?:json)?\n(.*?)```", page, re.DOTALL)[1] for to in HERE}
+    row = json.loads(re.search(r"Each example.*?```json\n(.*?)```", page, re.DOTALL)[1])
+    output = {to: exported([row], to)[0] for to in HERE}
+    assert output["conll"].read_text(encoding="utf-8") == blocks["conll"]
+    assert (output["brat"] / "000001-7.ann").read_text(encoding="utf-8") == blocks["brat"]
+    files = {"hf": output["hf"] / "train.jsonl"} | {to: output[to] for to in ("label-studio", "prodigy", "gliner")}
+    for to, path in files.items():
+        assert json.loads(path.read_text(encoding="utf-8")) == json.loads(blocks[to])
 
 
 def test_combinations_of_labels_are_kept_apart(exported):

@@ -237,6 +237,15 @@ def test_a_file_of_records_becomes_a_page(tmp_path, name):
     assert page == render_page(documents, title=name)
 
 
+def test_a_directory_of_parts_becomes_a_page_under_its_name(tmp_path):
+    documents = [record(name, entity(name, 0, 3)) for name in ("Ada", "Bob", "Eve")]
+    write_rows(tmp_path / "entities" / "part-00000-of-00001-00001.jsonl", documents[2:])
+    write_rows(tmp_path / "entities" / "part-00000-of-00001-00000.jsonl", documents[:2])
+    (tmp_path / "entities" / "manifest-00000-of-00001.json").write_text("{}")
+    assert write_page(tmp_path / "entities", tmp_path / "page.html") == 3
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == render_page(documents, title="entities")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple
 
-from uner_jax.export.flat import flat
 from uner_jax.export.losses import Loss, Losses, Tally
 from uner_jax.extraction.record import read_extractions
+from uner_jax.extraction.spans import flat
 from uner_jax.records import InputError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from uner_jax.export.documents import Choices, Document, Survey
-from uner_jax.export.flat import flat
 from uner_jax.export.losses import Loss, Losses
 from uner_jax.export.tokens import Place, align
+from uner_jax.extraction.spans import flat
 from uner_jax.records import InputError, atomic_path
 
 KEY = "uner"

@@ -13,8 +13,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
-from uner_jax.export.flat import flat
 from uner_jax.export.losses import Loss, Losses
+from uner_jax.extraction.spans import flat
 
 # (start, end) in code points, end exclusive
 Place = tuple[int, int]

@@ -4,11 +4,14 @@ import bisect
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 from uner_jax.extraction.answers import Answer, Item, parse_answer
 from uner_jax.extraction.engine import Generation
 from uner_jax.extraction.options import Occurrences
+
+# A `Span`, or a row of a file that has its fields.
+Spanned = TypeVar("Spanned", bound=Any)
 
 
 class Span(TypedDict):
@@ -82,18 +85,18 @@ def calibrated(probability: float, temperature: float) -> float:
     return (1 + math.tanh(odds / temperature / 2)) / 2
 
 
-def flat(spans: Sequence[Span]) -> list[Span]:
-    """Spans of which no two overlap: the likeliest first, then the longest, then in the order of the text."""
+def flat(spans: Sequence[Spanned]) -> list[Spanned]:
+    """Spans of which no two overlap, in the order of the text: the best score first, then the longest.
+
+    Of spans that are equal in both the one that begins first is kept, then the first by its label.
+    """
     order = sorted(spans, key=lambda span: (-span["score"], span["start"] - span["end"], span["start"], span["label"]))
-    kept: list[Span] = []
-    starts: list[int] = []
+    kept: list[Spanned] = []
     for span in order:
-        place = bisect.bisect(starts, span["start"])
+        place = bisect.bisect(kept, span["start"], key=lambda one: one["start"])
         before_fits = place == 0 or kept[place - 1]["end"] <= span["start"]
-        after_fits = place == len(kept) or span["end"] <= kept[place]["start"]
-        if before_fits and after_fits:
+        if before_fits and (place == len(kept) or span["end"] <= kept[place]["start"]):
             kept.insert(place, span)
-            starts.insert(place, span["start"])
     return kept
 
 

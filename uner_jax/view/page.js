@@ -14,6 +14,8 @@ const marks = all("mark").map((element) => ({
   off: false,
 }));
 const chips = all(".chip");
+const numbers = new Map(chips.map((chip) => [chip.dataset.type, chip.querySelector(".number")]));
+const say = (number) => number.toLocaleString("en");
 
 // Which documents and entities are shown
 
@@ -50,9 +52,17 @@ function showCounts() {
   const documents = cards.filter((card) => card.shown).length;
   const entities = marks.filter((mark) => mark.last && mark.card.shown);
   const drawn = entities.filter((mark) => !mark.off).length;
-  const say = (number) => number.toLocaleString("en");
   byId("shown").textContent =
     `Showing ${say(drawn)} of ${say(entities.length)} entities in ${say(documents)} of ${say(cards.length)} documents`;
+  showTypeCounts(entities);
+}
+
+// of a type that is hidden too: so many would be shown
+function showTypeCounts(entities) {
+  const least = Number(byId("score").value);
+  const counts = new Map();
+  for (const { type, score } of entities) if (score >= least) counts.set(type, (counts.get(type) ?? 0) + 1);
+  for (const [type, number] of numbers) number.textContent = say(counts.get(type) ?? 0);
 }
 
 const isPressed = (chip) => chip.getAttribute("aria-pressed") === "true";
@@ -128,6 +138,7 @@ for (const chip of chips) chip.addEventListener("click", () => press([chip], !is
 byId("all").addEventListener("click", () => press(chips, true));
 byId("none").addEventListener("click", () => press(chips, false));
 byId("score").addEventListener("input", showEntities);
+byId("scores").addEventListener("input", (event) => document.body.classList.toggle("scores", event.target.checked));
 byId("filter").addEventListener("input", showDocuments);
 
 // a finger points by a tap: its pointerover ends with the touch.
