@@ -219,8 +219,7 @@ def demo(
     port: int = 7860,
     max_characters: int = 5000,
     queue: int = 8,
-    dtype: Dtype = "float32",
-    max_new_tokens: int = 256,
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008 (it is frozen)
 ) -> None:
     """Serve a web page that marks the entities of a pasted text; Ctrl-C ends it.
 
@@ -230,15 +229,13 @@ def demo(
         port: Port to listen at; 0 takes any free one.
         max_characters: The most characters (code points) of a text.
         queue: How many texts may wait while one is read; more are turned away.
-        dtype: Dtype of the computation.
-        max_new_tokens: The most tokens of an answer.
     """
     from uner_jax.view.demo.question import Limits
     from uner_jax.view.demo.server import serve_demo
 
     if max_characters < 1 or queue < 0:
         raise InputError("--max-characters must be 1 or more, and --queue 0 or more")
-    serve_demo(model, host, port, Limits(max_characters, waiting=queue), dtype, max_new_tokens)
+    serve_demo(model, host, port, Limits(max_characters, waiting=queue), lambda: settings.extractor(model))
 
 
 def ask(
@@ -247,8 +244,7 @@ def ask(
     model: str,
     labels: str = "person,organization,location,date",
     json: bool = False,
-    dtype: Dtype = "float32",
-    max_new_tokens: int = 256,
+    settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008 (it is frozen)
 ) -> None:
     """Show the entities of one text in the terminal, or of one after another as you write them.
 
@@ -257,17 +253,13 @@ def ask(
         model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
         labels: Entity types, separated by commas.
         json: Print a line of JSON for each text, an extraction record, instead of a marked text and a table.
-        dtype: Dtype of the computation.
-        max_new_tokens: The most tokens of an answer.
     """
-    from uner_jax.extraction.extractor import Extractor
     from uner_jax.view.conversation import Conversation, piped_text, typed_line
     from uner_jax.view.terminal import shows_colours
 
     asked = text if text is not None or sys.stdin.isatty() else piped_text()
     coloured = shows_colours(sys.stdout, os.environ)
-    extractor = Extractor.from_pretrained(model, dtype=dtype, max_new_tokens=max_new_tokens)
-    conversation = Conversation(extractor, _labels(labels, None), json, coloured)
+    conversation = Conversation(settings.extractor(model), _labels(labels, None), json, coloured)
     if asked is None:
         conversation.converse(typed_line)
     else:

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 from socketserver import TCPServer
@@ -102,13 +103,13 @@ class DemoServer(ThreadingHTTPServer):
                     connection.shutdown(socket.SHUT_RD)
 
 
-def serve_demo(model: str, host: str, port: int, limits: Limits, dtype: str, max_new_tokens: int) -> None:
+def serve_demo(model: str, host: str, port: int, limits: Limits, load: Callable[[], Extractor]) -> None:
     """Serve the demo of a model until Ctrl-C. Raises InputError for what is no model, and for a port that is taken."""
     with DemoServer(host, port, Path(model).resolve().name, limits) as server:
         # also where the shell has a command in the background ignore Ctrl-C, and for whoever supervises it.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.default_int_handler)
-        server.extractor = Extractor.from_pretrained(model, dtype=dtype, max_new_tokens=max_new_tokens)
+        server.extractor = load()
         print(f"{server.url} shows the demo of {model}; Ctrl-C ends it", file=sys.stderr, flush=True)
         try:
             server.serve_forever()
