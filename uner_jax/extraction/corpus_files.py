@@ -75,7 +75,8 @@ def _column_names(path: Path) -> list[str] | None:
             return list(file.schema_arrow.names)
     if kind in TABLES:
         with open_bytes(path) as (stream, _):
-            return next(_table(stream, TABLES[kind]), None)
+            rows = _table(stream, TABLES[kind])  # by its name it lives until the file is closed, and closes none itself
+            return next(rows, None)
     return None
 
 
