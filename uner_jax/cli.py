@@ -112,8 +112,10 @@ def extract(
     texts = text_field, id_field, carried, text_lines, max_characters
     job = Job(model, inputs, wanted, format, index, shards, *texts, settings)
     if beam_runner is None:
-        if beam_options or is_remote(output) or is_remote(model):
-            raise InputError("--beam-options and addresses of an object store are for a job with --beam-runner")
+        if beam_options:
+            raise InputError("--beam-options are for a job on Beam: name its runner with --beam-runner")
+        if is_remote(output) or is_remote(model):
+            raise InputError("only a job with --beam-runner reads and writes an object store")
         counts = _extract_here(job, Path(output), resume)
     else:
         options = pipeline_options(beam_runner, beam_options)  # before the import, which needs Beam

@@ -21,5 +21,4 @@ def bucket(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(Bucket, "root", str(tmp_path / "store"))
     for name in ("gs", "gcs"):
         fsspec.register_implementation(name, Bucket, clobber=True)
-    Bucket.clear_instance_cache()
     return tmp_path / "store" / "bucket"

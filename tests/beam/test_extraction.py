@@ -5,6 +5,7 @@ Runs in an environment of its own: make test-beam.
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from tiny_extraction import write_tiny_model
 from uner_jax.cli import dispatch
 from uner_jax.command import run_command
 from uner_jax.data.beam import pipeline_options
+from uner_jax.data.storage import as_path
 from uner_jax.extraction import beam, corpus
 from uner_jax.extraction.corpus import extract_corpus
 from uner_jax.extraction.corpus_job import Job, Settings
@@ -279,14 +281,16 @@ def test_the_mode_that_loses_records_is_refused(job, tmp_path):
 
 def test_model_input_and_output_in_an_object_store(job, bucket, tmp_path):
     local(change(job, inputs=job.inputs[:2]), tmp_path / "local")
+    shutil.copytree(job.model, bucket / "model")
     for path in job.inputs[:2]:
-        (bucket / path.name).parent.mkdir(parents=True, exist_ok=True)
         (bucket / path.name).write_bytes(path.read_bytes())
-    far = tuple(beam.as_path(f"gs://bucket/{path.name}") for path in job.inputs[:2])
-    on_beam(change(job, inputs=far), "gs://bucket/out")
+    far = change(
+        job, model="gs://bucket/model", inputs=tuple(as_path(f"gs://bucket/{path.name}") for path in job.inputs[:2])
+    )
+    on_beam(far, "gs://bucket/out")
     found, expected = in_order(bucket / "out"), in_order(tmp_path / "local")
     for record in expected:
         for name in ("id", "error"):
             record[name] = record[name] and record[name].replace(str(tmp_path), "gs://bucket")
     assert_same(found, expected)
-    assert on_beam(change(job, inputs=far), "gs://bucket/out")["documents"] == len(found), "is finished already"
+    assert on_beam(far, "gs://bucket/out")["documents"] == len(found), "is finished already"
