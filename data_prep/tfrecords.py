@@ -24,6 +24,7 @@ from data_prep.tokens.encoding import (
 )
 from data_prep.workers import ordered_map
 from uner_jax.command import Progress, run_command
+from uner_jax.data.beam import pipeline_options
 from uner_jax.data.builder import FIRST_VERSION, NAME, assemble, built_metadata, dataset_directory, versions
 from uner_jax.data.packing import fill_ratio, pack_best_fit
 from uner_jax.data.shards import Shard, write_shards
@@ -135,15 +136,10 @@ class LocalBuild:
 def _beam_build(
     paths: Sequence[Path], encoding: Encoding, shard_bytes: int, eos_id: int, runner: str, options: Sequence[str]
 ) -> Any:
-    try:
-        from data_prep.tokens.beam import BeamBuild
-    except ModuleNotFoundError as error:
-        if error.name != "apache_beam":
-            raise
-        raise InputError(
-            "--beam-runner needs Apache Beam, in an environment of its own: pip install 'uner-jax[beam]'"
-        ) from error
-    return BeamBuild(paths, encoding, shard_bytes, eos_id, runner, options)
+    known = pipeline_options(runner, options)  # before the import, which needs Beam
+    from data_prep.tokens.beam import BeamBuild
+
+    return BeamBuild(paths, encoding, shard_bytes, eos_id, known)
 
 
 def _metadata(paths: Sequence[Path], tokenizer: Tokenizer, encoding: Encoding) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import sys
 from itertools import pairwise
 
 import pyarrow.parquet as pq
@@ -406,6 +407,13 @@ def test_the_command_is_the_job(opened, extractor, job, source, tmp_path, capsys
     assert files(tmp_path / "plain") == files(tmp_path / "plain-job")
 
 
+def test_without_beam_its_option_says_how_to_get_it(job, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    arguments = ["--model", job.model, "--input", source, "--labels", "a", "--output", tmp_path / "out"]
+    code, message = leave([*arguments, "--beam-runner", "FnApiRunner"], capsys)
+    assert code == 1 and "--beam-runner needs Apache Beam, in an environment of its own: pip install" in message
+
+
 def test_bad_records_are_a_failure_that_says_how_many(opened, job, source, tmp_path, capsys):
     source.write_text(source.read_text() + '{"id": "x", "text": ""}\n[]\n')
     output = tmp_path / "out"
@@ -432,6 +440,12 @@ WRONG = {
     "no such file": (["--input", "absent*.jsonl"], "--input absent*.jsonl: no such file"),
     "a directory": (["--input", "."], "--input .: a directory; give the files in it"),
     "stdin and more": (["--input", "-", __file__], "--input -: standard input is read alone"),
+    "options of Beam": (["--beam-options", "streaming"], "--beam-options are for a job on Beam: name its runner"),
+    "an address": (["--input", "gs://b/a.jsonl"], "--input gs://b/a.jsonl: only a job with --beam-runner reads"),
+    "an address for the model": (
+        ["--model", "gs://b/model"],
+        "only a job with --beam-runner reads and writes an object",
+    ),
     "no label file": (["--labels-file", "absent.txt"], "absent.txt: no such file"),
 }
 

@@ -18,7 +18,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 from data_prep import conversations, tfrecords
 from data_prep.tokens import encoding
-from data_prep.tokens.encoding import Counts, Encoder, Encoding, LostRecordsError, check_totals, fit
+from data_prep.tokens.encoding import Counts, Encoder, Encoding, check_totals, fit
 from data_prep.tokens.token_cache import Memory, TokenCache, is_word_by_word
 from uner_jax.command import run_command
 from uner_jax.data import shards
@@ -26,7 +26,7 @@ from uner_jax.data.builder import SPLIT, Example, dataset_directory, open_exampl
 from uner_jax.data.example import parse_example, to_record
 from uner_jax.data.shards import Shard, write_shards
 from uner_jax.data.tfrecord import TFRecordSource
-from uner_jax.records import InputError, read_rows, write_json, write_rows
+from uner_jax.records import InputError, LostRecordsError, read_rows, write_json, write_rows
 from uner_jax.template import encode_conversation, encode_conversations
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.training.config import DataConfig, ModelConfig, TrainConfig

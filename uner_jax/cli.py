@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from uner_jax.command import keep_programs, run_command
+from uner_jax.data.beam import pipeline_options
+from uner_jax.data.storage import as_path, is_remote
 from uner_jax.extraction.corpus_job import STDIN, Job, Settings
 from uner_jax.records import InputError, find_files
 
@@ -65,7 +67,7 @@ def convert_to_hf(
 def extract(
     model: str,
     input: tuple[str, ...],
-    output: Path,
+    output: str,
     labels: str = "",
     labels_file: Path | None = None,
     format: Literal["jsonl", "parquet"] = "jsonl",
@@ -77,6 +79,8 @@ def extract(
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     resume: bool = True,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008 (it is frozen)
+    beam_runner: str | None = None,
+    beam_options: tuple[str, ...] = (),
 ) -> None:
     """Extract entities from a corpus of documents; run the same command again and a stopped job goes on.
 
@@ -98,22 +102,51 @@ def extract(
         shard: Which part of the documents this process does: I of N, from 0. By default a process of several (SLURM, a
             TPU slice, JAX_PROCESS_ID) does its share, and a process alone does all.
         resume: Go on after the parts that stand in the output already; --no-resume does them anew.
+        beam_runner: Extract with Apache Beam on this runner, such as FnApiRunner (this machine) or DataflowRunner: the
+            same records, in parts that end where an input file ends. Model, input and output must mean the same on all
+            workers; they may lie in an object store, each file by its own address: gs://bucket/rows.jsonl.
+        beam_options: Options of Beam and of the runner, each as option=value without dashes in front.
     """
-    from uner_jax.extraction.corpus import extract_corpus
-    from uner_jax.mesh import wait_for_others
-
-    index, shards = _shard(shard)
-    files = find_files(pattern for pattern in input if pattern != str(STDIN))
-    inputs = (STDIN, *files) if str(STDIN) in input else tuple(files)
+    index, shards = _shard(shard) if beam_runner is None or shard else (0, 1)
+    inputs = tuple(_inputs(input, beam_runner is not None))
     wanted, carried = tuple(_labels(labels, labels_file)), tuple(_listed(carry))
     texts = text_field, id_field, carried, text_lines, max_characters
     job = Job(model, inputs, wanted, format, index, shards, *texts, settings)
-    counts = extract_corpus(lambda: settings.extractor(model), job, output, resume)
-    wait_for_others()
+    if beam_runner is None:
+        if beam_options:
+            raise InputError("--beam-options are for a job on Beam: name its runner with --beam-runner")
+        if is_remote(output) or is_remote(model):
+            raise InputError("only a job with --beam-runner reads and writes an object store")
+        counts = _extract_here(job, Path(output), resume)
+    else:
+        options = pipeline_options(beam_runner, beam_options)  # before the import, which needs Beam
+        from uner_jax.extraction.beam import extract_on_beam
+
+        counts = extract_on_beam(job, output, options, resume)
     _say_what_was_extracted(output, counts, settings.max_new_tokens)
 
 
-def _say_what_was_extracted(output: Path, counts: dict[str, int], max_new_tokens: int) -> None:
+def _extract_here(job: Job, output: Path, resume: bool) -> dict[str, int]:
+    from uner_jax.extraction.corpus import extract_corpus
+    from uner_jax.mesh import wait_for_others
+
+    counts = extract_corpus(lambda: job.settings.extractor(job.model), job, output, resume)
+    wait_for_others()
+    return counts
+
+
+def _inputs(patterns: Sequence[str], remote: bool) -> Iterator[Path]:
+    """The files that the patterns match, and the addresses as they are."""
+    if str(STDIN) in patterns:
+        yield STDIN
+    yield from find_files(pattern for pattern in patterns if not is_remote(pattern) and pattern != str(STDIN))
+    for address in dict.fromkeys(filter(is_remote, patterns)):
+        if not remote:
+            raise InputError(f"--input {address}: only a job with --beam-runner reads an object store")
+        yield as_path(address)
+
+
+def _say_what_was_extracted(output: str, counts: dict[str, int], max_new_tokens: int) -> None:
     print(
         f"{output}: {counts['documents']:,} documents, {counts['windows']:,} windows, {counts['entities']:,} entities; "
         f"left out {counts['ungrounded']:,} answers that do not stand in the text; "

@@ -35,6 +35,10 @@ class InputError(ValueError):
     """Something that the user gave is wrong; the message names the file, the record and the fix."""
 
 
+class LostRecordsError(RuntimeError):
+    """What was written does not add up to what was read."""
+
+
 class Passage(TypedDict):
     """A piece of a document, short enough for one prompt."""
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsIter, AsSingleton, TaggedOutput
 
-from data_prep.tokens.encoding import Counts, Encoder, Encoding, LostRecordsError, blocks, check_totals, count_questions
+from data_prep.tokens.encoding import Counts, Encoder, Encoding, blocks, check_totals, count_questions
 from uner_jax.data.builder import TOKENIZER_DIRECTORY
 from uner_jax.data.shards import RECORD_OVERHEAD, Shard, key_of, shard_count, shard_of, write_shard
 from uner_jax.data.storage import as_path, local_copy
-from uner_jax.records import Conversation, InputError, check_conversation, read_rows
+from uner_jax.records import Conversation, InputError, LostRecordsError, check_conversation, read_rows
 from uner_jax.tokenizer import load_tokenizer
 
 # number and path of an input file
@@ -30,7 +30,6 @@ class BeamBuild:
     """Writes the record files with Beam; `counts` then says what they hold.
 
     The workers read the input and write the files themselves, so their paths must mean the same on all of them.
-    Raises InputError for a mode of Beam that loses records.
     """
 
     def __init__(
@@ -39,11 +38,10 @@ class BeamBuild:
         encoding: Encoding,
         shard_bytes: int,
         eos_id: int,
-        runner: str,
-        options: Sequence[str],
+        options: PipelineOptions,
     ):
         self._paths, self._encoding, self._shard_bytes, self._eos_id = paths, encoding, shard_bytes, eos_id
-        self._options = _pipeline_options(runner, options)
+        self._options = options
         self.counts = Counts()
 
     def __call__(self, prefix: Path) -> list[Shard]:
@@ -105,16 +103,6 @@ class BeamBuild:
         if not conversations:
             raise InputError(f"{', '.join(map(str, self._paths))}: no conversations")
         check_totals(conversations, questions, self.counts, shards, self._encoding)
-
-
-def _pipeline_options(runner: str, options: Sequence[str]) -> PipelineOptions:
-    known = PipelineOptions([f"--runner={runner}", *(f"--{option}" for option in options)])
-    if known.view_as(DirectOptions).direct_running_mode == "multi_threading":
-        raise InputError(
-            "direct_running_mode=multi_threading loses records of such a pipeline without an error; "
-            "take multi_processing, or in_memory with one worker"
-        )
-    return known
 
 
 class _Read(beam.DoFn):

@@ -11,7 +11,7 @@ from typing import Literal
 from data_prep.tokens.token_cache import Memory, TokenCache
 from uner_jax.data.example import Example, to_record
 from uner_jax.data.shards import Shard
-from uner_jax.records import Conversation, InputError
+from uner_jax.records import Conversation, InputError, LostRecordsError
 from uner_jax.template import Exchange, ExchangeIds, Scheme, encode_conversation, encode_conversations
 from uner_jax.tokenizer import Tokenizer
 
@@ -21,10 +21,6 @@ Overlong = Literal["drop", "split"]
 BLOCK = 1000
 # questions with their answers whose ids are remembered, about a kilobyte each and twice as many at most
 QUESTIONS = 20_000
-
-
-class LostRecordsError(RuntimeError):
-    """What was written does not add up to what was read."""
 
 
 @dataclass

@@ -7,24 +7,14 @@ import itertools
 import json
 from pathlib import Path
 
-import fsspec
 import pytest
 import tensorflow_datasets as tfds
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
 
 from data_prep import tfrecords
 from data_prep.tokens import beam, encoding
 from uner_jax.command import run_command
 from uner_jax.data.builder import dataset_directory
 from uner_jax.records import read_rows, write_rows
-
-# Of the older versions that Beam asks for: protobuf says the first to TFDS when that reads a description of features,
-# sentencepiece's extension the second when it is loaded, and crashes at the end if it may not.
-pytestmark = [
-    pytest.mark.filterwarnings(r"ignore:label\(\) is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings(r"ignore:builtin type \w+ has no __module__ attribute:DeprecationWarning"),
-]
 
 ONE_PROCESS = ()
 TWO_PROCESSES = ("direct_running_mode=multi_processing", "direct_num_workers=2")
@@ -204,29 +194,6 @@ def test_more_files_than_records(build, rows, tmp_path):
 
 
 # ---- object stores
-
-
-class Bucket(DirFileSystem):
-    """A directory that plays an object store: its addresses begin with gs://."""
-
-    protocol = "gs"
-    root = ""
-
-    def __init__(self, **options):
-        super().__init__(path=self.root, fs=LocalFileSystem(auto_mkdir=True))
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return path.removeprefix("gs://")
-
-
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    monkeypatch.setattr(Bucket, "root", str(tmp_path / "store"))
-    for name in ("gs", "gcs"):
-        fsspec.register_implementation(name, Bucket, clobber=True)
-    Bucket.clear_instance_cache()
-    return tmp_path / "store" / "bucket"
 
 
 def test_input_and_output_in_an_object_store(build, rows, tmp_path, bucket):

@@ -27,18 +27,13 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 @contextmanager
 def local_copy(path: Path) -> Iterator[Path]:
-    """The file, or the directory with its files, as a local one: itself, or a copy for as long as the block runs."""
+    """The file or directory as a local one: itself, or a copy of all of it for as long as the block runs."""
     if not is_remote(path):
         yield path
         return
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory) / path.name
-        if path.is_dir():
-            copy.mkdir()
-            for file in path.iterdir():
-                _copy(file, copy / file.name)
-        else:
-            _copy(path, copy)
+        _copy(path, copy)
         yield copy
 
 
@@ -56,5 +51,10 @@ def local_directory(path: Path) -> Iterator[Path]:
 
 
 def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        target.mkdir(parents=True, exist_ok=True)
+        for inner in source.iterdir():
+            _copy(inner, target / inner.name)
+        return
     with source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer)

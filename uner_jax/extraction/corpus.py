@@ -44,7 +44,7 @@ def extract_corpus(open_extractor: Callable[[], Extracts], job: Job, output: Pat
     InputError if the directory belongs to another job, or another process works on this shard of it.
     """
     model = model_digest(Path(job.model))
-    _check_inputs(job, output)
+    check_inputs(job.inputs, output)
     with locked_manifest(output, job) as file:
         sources = _sources(job, output, resume)
         for source in sources:
@@ -61,8 +61,9 @@ def extract_corpus(open_extractor: Callable[[], Extracts], job: Job, output: Pat
     return _totals(manifest)
 
 
-def _check_inputs(job: Job, output: Path) -> None:
-    for path in job.inputs:
+def check_inputs(inputs: Iterable[Path], output: Path) -> None:
+    """Raise InputError for an input that is missing, or is of the output itself."""
+    for path in inputs:
         if path != STDIN and not path.is_file():
             raise InputError(f"{path}: no such file")
         if path.resolve().parent == output.resolve() and path.name.startswith(("part-", "manifest-", "summary-")):
