@@ -52,7 +52,7 @@ def demo(shared_data, go):
         for place, request in enumerate(asked):
             passage, question = tokenizer.decode(request.context), tokenizer.decode(request.question)
             (label,) = re.findall(r"What describes (.*) in the text", question)
-            names = json.dumps([name for name in KNOWN.get(label, ()) if name in passage], ensure_ascii=False)
+            names = json.dumps([name for name in KNOWN.get(label, ()) if name in passage])
             ids = tuple(tokenizer.encode(names))
             yield place, Generation(ids, (-0.1,) * len(ids), True)
 
