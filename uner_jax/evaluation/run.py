@@ -77,7 +77,7 @@ def evaluate(
     tokenizer = load_model_tokenizer(model)
     engine = _engine(load_model(model, dtype), tokenizer, batch_size, max_new_tokens)
     started = time.monotonic()
-    generations = _answers(engine, tokenizer, questions)
+    generations = _generations(engine, tokenizer, questions)
     predictions = [tokenizer.decode(generation.tokens).strip() for generation in generations]
     seconds = time.monotonic() - started
     write_rows(
@@ -119,8 +119,7 @@ def sampled_f1(
     asked = [questions[place] for place in sorted(drawn)]
 
     def score(model: Llama, tokenizer: Tokenizer) -> float:
-        engine = _engine(model, tokenizer, batch_size, max_new_tokens)
-        answers = [tokenizer.decode(found.tokens).strip() for found in _answers(engine, tokenizer, asked)]
+        answers = _answers(_engine(model, tokenizer, batch_size, max_new_tokens), tokenizer, asked)
         return published_score(answers, [question.gold for question in asked])["f1"]
 
     return score
@@ -131,7 +130,11 @@ def _engine(model: Llama, tokenizer: Tokenizer, batch_size: int, max_new_tokens:
     return Engine(model, tokenizer.eos_id, batch_size, max_new_tokens, draft)
 
 
-def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Generation]:
+def _answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
+    return [tokenizer.decode(found.tokens).strip() for found in _generations(engine, tokenizer, questions)]
+
+
+def _generations(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[Generation]:
     contexts: dict[tuple[str, str], tuple[int, ...]] = {}
     requests = []
     for question in questions:
