@@ -185,6 +185,10 @@ def test_bytes_that_were_read_add_up_to_the_size(tmp_path, documents):
 # ---- cutting
 
 
+def joined(cuts) -> str:
+    return "".join(cut.text or "" for cut in cuts)
+
+
 def visible(text: str) -> str:
     return "".join(text.split())
 
@@ -264,7 +268,9 @@ def test_any_text_is_cut_to_fit(llama, smollm2, text, max_tokens, small):
             assert cut.text == cut.text.strip()
             assert 0 < len(tokenizer.encode(cut.text)) == cut.tokens <= max_tokens
     if all(cut.text is not None for cut in cuts):
-        assert visible("".join(cut.text or "" for cut in cuts)) == visible(text)
+        # SmolLM2's vocabulary lacks some control characters: what has no token is in no passage.
+        kept, wanted = ([c for c in visible(one) if tokenizer.encode(c)] for one in (joined(cuts), text))
+        assert kept == wanted
 
 
 @pytest.mark.parametrize("space", ["\u00a0", "\u2003", "\u3000", "\x85"])
