@@ -8,6 +8,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
+from uner_jax.tokenizer import Tokenizer, load_tokenizer
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 ROOT = Path(__file__).parent.parent
@@ -24,6 +26,12 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def llama_tokenizer_path(shared_data: Path) -> Path:
     return shared_data / "tokenizers" / "llama2.model"
+
+
+@pytest.fixture(scope="session")
+def tok512(shared_data: Path) -> Tokenizer:
+    """A tokenizer of 512 pieces."""
+    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

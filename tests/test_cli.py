@@ -5,53 +5,23 @@ import json
 import re
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from safetensors.numpy import load_file
+from tiny_model import random_model
 
 import uner_jax
 from uner_jax.cli import COMMANDS, dispatch
 from uner_jax.command import run_command
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extractor
-from uner_jax.model.config import LlamaConfig
-from uner_jax.model.llama import Llama
-from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import write_rows
-from uner_jax.tokenizer import load_tokenizer
 from uner_jax.weights import load_model
 from uner_jax.weights.hf import write_hf
 
 ROOT = Path(__file__).parent.parent
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=256,
-)
-
-
-def random_model() -> Llama:
-    model = abstract_model(CONFIG)
-
-    def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.5, shape), jnp.float32)
-
-    return unflatten(model, {name: draw(name, leaf.shape) for name, leaf in flatten(model).items()})
-
-
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,6 @@ from uner_jax.extraction.corpus import COUNTS, extract_corpus
 from uner_jax.extraction.corpus_job import Job, Settings
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.records import InputError, read_rows, write_rows
-from uner_jax.tokenizer import load_tokenizer
 
 FIELDS = ["id", "text", "labels", "entities", "chunks", "error"]
 LABELS = ("person", "city")
@@ -29,11 +28,6 @@ DOCUMENTS[3] |= {"labels": ["city", "city", "animal"]}
 del DOCUMENTS[4]["id"]
 DOCUMENTS[5]["id"] = 17
 MANIFEST = "manifest-00000-of-00001.jsonl"
-
-
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

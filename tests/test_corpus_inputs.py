@@ -22,18 +22,12 @@ from uner_jax.extraction.corpus_documents import read_document
 from uner_jax.extraction.corpus_files import read_raw
 from uner_jax.extraction.corpus_job import Job, Source
 from uner_jax.records import InputError, read_rows, write_rows
-from uner_jax.tokenizer import load_tokenizer
 
 ROWS = [
     {"key": "a", "body": 'Ada said "hi", and left.\nFor Paris; 東京 😀', "year": 1, "labels": ["person"]},
     {"key": "b", "body": "Bob\tstayed.", "year": 2},
     {"key": "c", "body": " London, ", "year": None, "labels": ["city", "person"]},
 ]
-
-
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

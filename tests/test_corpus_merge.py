@@ -16,12 +16,6 @@ from uner_jax.extraction.corpus import extract_corpus
 from uner_jax.extraction.corpus_job import Job
 from uner_jax.extraction.corpus_merge import merge_parts
 from uner_jax.records import InputError, read_rows, write_rows
-from uner_jax.tokenizer import load_tokenizer
-
-
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

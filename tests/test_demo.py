@@ -9,27 +9,21 @@ import socket
 import subprocess
 import sys
 import threading
-import zlib
 from contextlib import closing, contextmanager
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import CONFIG, random_model
 
 from uner_jax import cli
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extraction, Extractor
-from uner_jax.model.config import LlamaConfig
-from uner_jax.model.llama import Llama
-from uner_jax.model.parameters import abstract_model, flatten, unflatten
+from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
-from uner_jax.tokenizer import load_tokenizer
 from uner_jax.view.demo import server as server_module
 from uner_jax.view.demo import visit
 from uner_jax.view.demo.guard import fault, known_names
@@ -42,30 +36,6 @@ ROOT = Path(__file__).parent.parent
 LIMITS = Limits(characters=200, types=3, type_characters=20, waiting=1)
 TEXT = "Ada of the University of London <b>London</b>"
 KNOWN = {"person": ["Ada"], "place": ["London"], "school": ["University of London", "of London <b"], "no": []}
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=512,
-)
-
-
-def random_model() -> Llama:
-    model = abstract_model(CONFIG)
-
-    def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.5, shape), jnp.float32)
-
-    return unflatten(model, {name: draw(name, leaf.shape) for name, leaf in flatten(model).items()})
-
-
-@pytest.fixture(scope="module")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="module")

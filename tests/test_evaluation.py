@@ -16,7 +16,6 @@ from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError, write_rows
 from uner_jax.template import encode_prompt
-from uner_jax.tokenizer import load_tokenizer
 
 CONFIG = LlamaConfig(
     vocab_size=512,
@@ -30,11 +29,6 @@ CONFIG = LlamaConfig(
 )
 # measured with grep and by hand: one question a row, and one passage of CrossNER AI is there twice.
 SETS = {"CrossNER_AI": (5603, 430, 13), "mit-restaurant": (12160, 1520, 8)}
-
-
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
 
 
 @pytest.fixture(scope="session")

@@ -297,11 +297,6 @@ def test_sizes_below_one_are_refused(sizes):
 # ---- windows
 
 
-@pytest.fixture(scope="session")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
-
-
 class Tokenizers(dict):
     """Tokenizers by name; a failing example shows no vocabularies."""
 
@@ -775,6 +770,13 @@ def test_an_answer_that_is_sound_is_not_written_again(tok512, monkeypatch):
     # what was cut has no whole item, and is not asked for again.
     assert again == ["c", "d"] and (found.held, found.cut, found.empty) == (2, 1, 1)
     assert keys(found.entities) == [(0, 12, "a"), (36, 42, "a"), (36, 42, "c"), (36, 42, "d")]
+
+
+def test_an_answer_that_no_constraint_can_be_made_for_stays(tok512, monkeypatch):
+    monkeypatch.setattr(Engine, "generate", lambda self, asked: [(0, said('["London", "Paris"]', tok512))])
+    monkeypatch.setattr(Grammar, "constraint", lambda *arguments: None)
+    (found,) = Extractor(abstract_model(READS), tok512).extract([DOCUMENT], ["city"])
+    assert keys(found.entities) == [(36, 42, "city")] and (found.ungrounded, found.held) == (1, 0)
 
 
 @pytest.mark.parametrize("kind", ["tok512", "llama2", "smollm2"])

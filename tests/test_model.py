@@ -124,10 +124,8 @@ def empty_pool(model: Llama, prefixes_CP, lengths: list[int], owners: list[int],
     """Rows that have nothing of their own yet, behind the first tokens of each prefix."""
     whole = np.zeros_like(prefixes_CP)
     _, prefixes = jitted_read(model, prefixes_CP, places(*prefixes_CP.shape), whole, whole)
-    config = model.config
-    shape = config.num_hidden_layers, len(owners), config.num_key_value_heads, slots, config.head_dim
     column = lambda values: jnp.asarray(values, jnp.int32)  # noqa: E731
-    rows = empty_key_values(*shape, model.compute_dtype)
+    rows = empty_key_values(model.config, len(owners), slots, model.compute_dtype)
     return Pool(prefixes, column(lengths), rows, column(owners), column(seats), sharers=2)
 
 

@@ -7,24 +7,18 @@ import pty
 import re
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import CONFIG, random_model
 
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.extraction.options import Options
-from uner_jax.model.config import LlamaConfig
-from uner_jax.model.llama import Llama
-from uner_jax.model.parameters import abstract_model, flatten, unflatten
+from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
-from uner_jax.tokenizer import load_tokenizer
 from uner_jax.view.conversation import Conversation, piped_text
 from uner_jax.view.markup import HUES, RULES
 from uner_jax.view.terminal import BACKGROUNDS, STYLES, marked, printable, shows_colours, table, width
@@ -33,16 +27,6 @@ from uner_jax.weights.hf import write_hf
 ROOT = Path(__file__).parent.parent
 STYLE = re.compile(r"\x1b\[[0-9;]*m")
 KNOWN = {"person": ["Ada"], "city": ["London"], "school": ["University of London"]}
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=512,
-)
 
 
 def entity(text, start, end, label="person", score=0.5):
@@ -113,11 +97,6 @@ def test_every_colour_of_the_page_has_one_here():
 # ---- the conversation
 
 
-@pytest.fixture(scope="module")
-def tok512(shared_data):
-    return load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
-
-
 @pytest.fixture
 def extractor(tok512, monkeypatch):
     """An extractor whose engine knows the names of KNOWN: it lists those that stand in the passage."""
@@ -186,15 +165,6 @@ def test_input_that_is_no_text_is_named(monkeypatch):
 
 
 # ---- the command
-
-
-def random_model() -> Llama:
-    model = abstract_model(CONFIG)
-
-    def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
-        return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.5, shape), jnp.float32)
-
-    return unflatten(model, {name: draw(name, leaf.shape) for name, leaf in flatten(model).items()})
 
 
 @pytest.fixture(scope="module")

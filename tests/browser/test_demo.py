@@ -6,10 +6,10 @@ import threading
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from tiny_model import CONFIG
 
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extractor
-from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import abstract_model
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.view.demo.question import Limits
@@ -23,16 +23,6 @@ KNOWN = {
     "place": ["London", "القاهرة"],
     HOSTILE: [HOSTILE],
 }
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=512,
-)
 
 
 @pytest.fixture(scope="module")

@@ -15,13 +15,13 @@ import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spacy.tokens import DocBin
+from tiny_model import CONFIG
 
 from uner_jax import Extractor
 from uner_jax.export.documents import Choices
 from uner_jax.export.formats import export
 from uner_jax.export.losses import Loss
 from uner_jax.extraction.engine import Engine, Generation
-from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError, write_rows
 from uner_jax.tokenizer import load_tokenizer
@@ -126,16 +126,6 @@ def test_datasets_reads_the_tags_and_their_names(exported, rows, labels):
 
 # ---- the component
 
-CONFIG = LlamaConfig(
-    vocab_size=512,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=8,
-    max_position_embeddings=512,
-)
 TEXTS = ["Ada Lovelace met Babbage.", "Nobody here.", "", "Lovelace's notes, and the Bank of England's 😀 vault."]
 KNOWN = {"person": ["Ada Lovelace", "Babbage", "Lovelace"], "bank": ["Bank of England"], "country": ["England", "land"]}
 LOG_PROB = {"person": -0.01, "bank": -0.02, "country": -0.3}

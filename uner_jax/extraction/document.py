@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 
 from uner_jax.extraction.engine import Generation
 from uner_jax.extraction.options import Options
@@ -34,10 +35,13 @@ class Tally:
     """The answers on a document of that many windows, as they come."""
 
     def __init__(self, chunks: int, options: Options, tokenizer: Tokenizer):
-        self._found = Extraction([], chunks)
+        self._chunks = chunks
         self._options = options
         self._tokenizer = tokenizer
         self._waiting = 0
+        self._spans: list[Span] = []
+        self._none: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
 
     @property
     def done(self) -> bool:
@@ -47,7 +51,7 @@ class Tally:
     def expect(self, questions: int, tokens: int) -> None:
         """That many questions more, which take that many tokens to read."""
         self._waiting += questions
-        self._count(questions=questions, tokens=tokens)
+        self._counts.update(questions=questions, tokens=tokens)
 
     def add(self, passage: str, start: int, label: str, generation: Generation, held: bool) -> None:
         """An answer on the passage that starts at that place of the document."""
@@ -55,22 +59,11 @@ class Tally:
         answer, probabilities = scored_answer(generation, self._tokenizer)
         scores = [calibrated(probability, options.temperature) for probability in probabilities]
         spans, missing = ground(passage, label, answer, scores, options.occurrences)
-        self._found.entities.extend(
-            Span(
-                start=span["start"] + start,
-                end=span["end"] + start,
-                text=span["text"],
-                label=label,
-                score=span["score"],
-            )
-            for span in spans
-        )
-        none = self._found.none
-        none[label] = none.get(label, 1.0) * calibrated(
-            math.exp(min(generation.draft_log_prob, 0.0)), options.temperature
-        )
+        self._spans += [_moved(span, start) for span in spans]
+        none = calibrated(math.exp(min(generation.draft_log_prob, 0.0)), options.temperature)
+        self._none[label] = self._none.get(label, 1.0) * none
         self._waiting -= 1
-        self._count(
+        self._counts.update(
             ungrounded=missing,
             cut=not generation.ended,
             held=held,
@@ -80,13 +73,9 @@ class Tally:
 
     def extraction(self) -> Extraction:
         """What was found: each span once, by the options."""
-        spans = merge([span for span in self._found.entities if span["score"] >= self._options.threshold])
-        return dataclasses.replace(self._found, entities=flat(spans) if self._options.flat else spans)
-
-    def _count(self, **more: int) -> None:
-        self._found = dataclasses.replace(
-            self._found, **{name: getattr(self._found, name) + count for name, count in more.items()}
-        )
+        spans = merge([span for span in self._spans if span["score"] >= self._options.threshold])
+        entities = flat(spans) if self._options.flat else spans
+        return Extraction(entities, self._chunks, none=self._none, **self._counts)
 
 
 def _moved(span: Span, by: int) -> Span:

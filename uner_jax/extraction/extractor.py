@@ -34,6 +34,8 @@ from uner_jax.weights import load_model, load_model_tokenizer
 # Training passages are as long: 256 tokens at most (UniversalNER's data).
 WINDOW_TOKENS = 256
 OVERLAP_TOKENS = 64
+# As many answers that fail are written again together.
+HELD_TOGETHER = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,9 @@ class _Question:
     def request(self) -> Request:
         return Request(self.window.context, self.ids)
 
+
+# A question, its answer, and whether that was written under a constraint.
+Answered = tuple[_Question, Generation, bool]
 
 # Entity types, or descriptions of them by their labels.
 Labels = Sequence[str] | Mapping[str, str]
@@ -149,24 +154,35 @@ class Extractor:
             if tally.done:
                 yield window.document, tally.extraction()
 
-    def _answers(self, questions: Sequence[_Question]) -> Iterator[tuple[_Question, Generation, bool]]:
-        """Each question with its answer, and whether that was held to the constraint: those come last."""
-        failed = []
+    def _answers(self, questions: Sequence[_Question]) -> Iterator[Answered]:
+        """Each question with its answer, and whether that was held to the constraint."""
+        failed: list[tuple[_Question, Generation]] = []
         for place, generation in self._engine.generate([question.request for question in questions]):
             if self._is_sound(questions[place], generation):
                 yield questions[place], generation, False
-            else:
-                failed.append(questions[place])
-        if not failed:
-            return
-        constraints: dict[str, ListConstraint] = {}
-        for question in failed:
+                continue
+            failed.append((questions[place], generation))
+            if len(failed) == HELD_TOGETHER:
+                yield from self._held(failed)
+                failed = []
+        yield from self._held(failed)
+
+    def _held(self, failed: Sequence[tuple[_Question, Generation]]) -> Iterator[Answered]:
+        """The answers again, within their constraints; one for which there is no constraint stays as it is."""
+        constraints: dict[str, ListConstraint | None] = {}
+        again, within = [], []
+        for question, generation in failed:
             passage = question.window.passage
             if passage not in constraints:
                 constraints[passage] = self._grammar.constraint(passage, self._options.grounding)
-        each = [constraints[question.window.passage].again() for question in failed]
-        for place, generation in self._engine.generate_within([question.request for question in failed], each):
-            yield failed[place], generation, True
+            constraint = constraints[passage]
+            if constraint is None:
+                yield question, generation, False
+            else:
+                again.append(question)
+                within.append(constraint.again())
+        for place, generation in self._engine.generate_within([question.request for question in again], within):
+            yield again[place], generation, True
 
     def _is_sound(self, question: _Question, generation: Generation) -> bool:
         """Whether an answer satisfies the grounding; of one that was cut, what there is of it."""

@@ -12,7 +12,6 @@ import llguidance.numpy
 import numpy as np
 
 from uner_jax.extraction.options import Grounding
-from uner_jax.records import InputError
 from uner_jax.template import answer_turn
 from uner_jax.tokenizer import Tokenizer
 
@@ -51,13 +50,11 @@ class Grammar:
             tokenizer.backend.to_str(), n_vocab=vocabulary, eos_token=tokenizer.eos_id
         )
 
-    def constraint(self, passage: str, grounding: Grounding) -> "ListConstraint":
-        """What may be written of an answer on the passage. Raises InputError for a passage that is too long."""
+    def constraint(self, passage: str, grounding: Grounding) -> "ListConstraint | None":
+        """What may be written of an answer on the passage; None for one that is beyond the library's limits."""
         grammar = LIST + (ANY_TEXT if grounding == "json" else SUBSTRING + _chunks(passage) + "\n")
         matcher = llguidance.LLMatcher(self._tokenizer, grammar, limits=LIMITS)
-        if matcher.is_error():
-            raise InputError(f"the passage {passage[:40]!r} makes no grammar: {matcher.get_error()[:200]}")
-        return ListConstraint(matcher, self._tokenizer.vocab_size)
+        return None if matcher.is_error() else ListConstraint(matcher, self._tokenizer.vocab_size)
 
 
 class ListConstraint:

@@ -22,6 +22,8 @@ SHARERS = 4
 # As many rows come in at a time.
 ADMITTED = 8
 FEWEST_SLOTS = 32
+# A pool of so few rows has a prefix for each.
+SMALL = 8
 # The logical axes of keys and values.
 KEPT = ("layers", "batch", "kv_heads", None, None)
 
@@ -66,7 +68,8 @@ class DecodePool:
         self._seats: list[tuple[int, int] | None] = [None] * rows
         self._slots = FEWEST_SLOTS
         slots = -(-longest_context // FEWEST_SLOTS) * FEWEST_SLOTS
-        self._prefixes, self._rows = _empty(model, len(self._contexts), slots), _empty(model, rows, self._slots)
+        self._prefixes = empty_key_values(model.config, len(self._contexts), slots, model.compute_dtype)
+        self._rows = empty_key_values(model.config, rows, self._slots, model.compute_dtype)
 
     @property
     def answers(self) -> list[Answer]:
@@ -187,14 +190,8 @@ class DecodePool:
 
 
 def _prefixes_for(rows: int) -> int:
-    """A question in six or so has an answer, two or three of a passage: half as many prefixes as rows do."""
-    return max(rows // 2, min(rows, ADMITTED))
-
-
-def _empty(model: Llama, rows: int, slots: int) -> KeyValues:
-    config = model.config
-    shape = config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim
-    return empty_key_values(*shape, model.compute_dtype)
+    """Of a passage two or three questions have an answer: half as many prefixes as rows do, but in a small pool."""
+    return max(rows // 2, min(rows, SMALL))
 
 
 def _padded(values: Sequence[int], size: int, fill: int = 0) -> np.ndarray:

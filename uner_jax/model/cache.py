@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from uner_jax.model.config import LlamaConfig
+
 # L layers, N rows of any kind, C prefixes, R rows, K kv heads, S slots (one a token), Dh head width
 
 
@@ -44,7 +46,7 @@ class Pool:
         return positions_RT - self.lengths_C.at[self.owners_R].get(mode="clip")[:, None]
 
 
-def empty_key_values(layers: int, rows: int, kv_heads: int, slots: int, width: int, dtype: jnp.dtype) -> KeyValues:
+def empty_key_values(config: LlamaConfig, rows: int, slots: int, dtype: jnp.dtype) -> KeyValues:
     """Zeros."""
-    shape = (layers, rows, kv_heads, slots, width)
+    shape = config.num_hidden_layers, rows, config.num_key_value_heads, slots, config.head_dim
     return KeyValues(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
