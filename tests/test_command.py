@@ -118,3 +118,10 @@ def test_progress_on_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stderr", terminal)
     assert list(progress(range(1234), "reading", unit="rows")) == list(range(1234))
     assert "1234/1234" in terminal.getvalue() and terminal.getvalue().endswith("\n")
+
+
+def test_no_time_is_left_before_there_is_a_rate(capsys, monkeypatch):
+    monkeypatch.setattr(command, "LOG_SECONDS", 0.0)
+    with command.Progress("reading", 3, "rows") as shown:
+        shown.advance(0)
+    assert "left" not in capsys.readouterr().err
