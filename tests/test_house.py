@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = (
     ("uner_jax.mesh", "uner_jax.tokenizer", "uner_jax.records", "uner_jax.command"),
-    ("uner_jax.model", "uner_jax.template"),
+    ("uner_jax.model", "uner_jax.template", "uner_jax.report"),
     ("uner_jax.weights", "uner_jax.data"),
     ("uner_jax.training", "uner_jax.extraction", "data_prep"),
     ("configs", "uner_jax.evaluation", "uner_jax.view", "uner_jax.export"),

@@ -1,54 +1,20 @@
-"""Plots of a data set, as PNG, on a light and on a dark page. The same numbers make the same bytes."""
+"""Plots of a data set."""
 
-import io
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from data_prep.questions.statistics import HEAD, MIDDLE, Statistics, quantiles, ranked
+from uner_jax.report.plots import Colours
 
-WIDTH, HEIGHT, DPI = 7.2, 4.0, 160
 BINS = 40
 
-
-@dataclass(frozen=True)
-class Colours:
-    """The colours of a page, as those of report.css."""
-
-    paper: str
-    text: str
-    quiet: str
-    line: str
-    first: str
-    second: str
+Draw = Callable[[Statistics, Axes, Colours], None]
 
 
-LIGHT = Colours("#ffffff", "#1d1c1a", "#67635b", "#e3dfd6", "#0b58bb", "#c0652a")
-DARK = Colours("#1c1d20", "#e9e6df", "#a09b91", "#303236", "#90bcfe", "#f0a875")
-
-Draw = Callable[[Axes, Statistics, Colours], None]
-
-
-def draw_png(draw: Draw, statistics: Statistics, colours: Colours) -> bytes:
-    """One plot as the bytes of a PNG file."""
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=DPI, facecolor=colours.paper, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    _set_style(axes, colours)
-    draw(axes, statistics, colours)
-    _set_legend(axes, colours)
-    buffer = io.BytesIO()
-    # without the version of the library: the same numbers make the same bytes.
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def draw_type_frequency(axes: Axes, statistics: Statistics, colours: Colours) -> None:
+def draw_type_frequency(statistics: Statistics, axes: Axes, colours: Colours) -> None:
     """Mentions of a type by its rank, on logarithmic axes; the borders of the paper's table are dotted."""
     counts = [count for _, count in ranked(statistics.mentions)]
     axes.set(xscale="log", yscale="log", xlabel="rank of the type", ylabel="mentions")
@@ -63,7 +29,7 @@ def draw_type_frequency(axes: Axes, statistics: Statistics, colours: Colours) ->
     _plain_ticks(axes)
 
 
-def draw_lengths(axes: Axes, statistics: Statistics, colours: Colours, unit: str) -> None:
+def draw_lengths(statistics: Statistics, axes: Axes, colours: Colours, unit: str) -> None:
     """How many passages and conversations are how long, in `unit`."""
     histograms = {"passages": statistics.passage_lengths, "conversations": statistics.conversation_lengths}
     longest = max((length for histogram in histograms.values() for length in histogram), default=1)
@@ -76,7 +42,7 @@ def draw_lengths(axes: Axes, statistics: Statistics, colours: Colours, unit: str
     axes.xaxis.set_major_formatter(_thousands())
 
 
-def draw_questions(axes: Axes, statistics: Statistics, colours: Colours) -> None:
+def draw_questions(statistics: Statistics, axes: Axes, colours: Colours) -> None:
     """How many questions a passage has: all, and those with entities."""
     histograms = {"with entities": statistics.positives_a_passage, "all": statistics.questions_a_passage}
     for (name, histogram), colour, shift in zip(
@@ -89,7 +55,7 @@ def draw_questions(axes: Axes, statistics: Statistics, colours: Colours) -> None
     axes.yaxis.set_major_formatter(_thousands())
 
 
-def draw_negatives(axes: Axes, statistics: Statistics, colours: Colours) -> None:
+def draw_negatives(statistics: Statistics, axes: Axes, colours: Colours) -> None:
     """How often a type is asked of passages that do not have it, by its mentions in those that do; 0 stands apart."""
     names = statistics.mentions.keys() | statistics.negatives.keys()
     # one point for all types in one place: there are many of the rare ones.
@@ -108,24 +74,6 @@ def draw_negatives(axes: Axes, statistics: Statistics, colours: Colours) -> None
     expected = [ratio * count for count in line]
     axes.plot(line, expected, color=colours.second, linewidth=1.2, label="in proportion to mentions")
     _plain_ticks(axes)
-
-
-def _set_style(axes: Axes, colours: Colours) -> None:
-    axes.set_facecolor(colours.paper)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_color(colours.line)
-    axes.tick_params(which="both", colors=colours.quiet, labelsize=9, length=3, width=0.6)
-    axes.xaxis.label.set(color=colours.text, fontsize=10)
-    axes.yaxis.label.set(color=colours.text, fontsize=10)
-    axes.grid(True, axis="y", color=colours.line, linewidth=0.7)
-    axes.set_axisbelow(True)
-
-
-def _set_legend(axes: Axes, colours: Colours) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=9, labelcolor=colours.text)
 
 
 def _thousands() -> FuncFormatter:

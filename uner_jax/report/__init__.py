@@ -1,0 +1,1 @@
+"""Reports: pages of tables and plots that ask nothing of the network, and look alike."""
