@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 import tyro
 
 from uner_jax.command import keep_programs, run_command
-from uner_jax.evaluation.run import Question, read_questions
+from uner_jax.evaluation.questions import Question, read_questions
+from uner_jax.evaluation.settings import Asking, DataSet
 from uner_jax.extraction.engine import Engine, Request
 from uner_jax.records import InputError
 from uner_jax.template import (
@@ -66,7 +67,7 @@ def extraction(
         curves: Our cost by types and by length, without the other side.
     """
     ours = Ours(model, dtype, max_new_tokens)
-    asked = read_questions(questions, passages + GROUP)
+    asked = read_questions(DataSet(questions.stem, questions), Asking(passages + GROUP))
     if curves:
         print_curves(ours, asked)
         return

@@ -12,26 +12,19 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 
-from data_prep.tagged.columns import Token, read_tagged
-from data_prep.tagged.schemes import Scheme, Span, decode
+from data_prep.tagged.schemes import Scheme
+from data_prep.tagged.sentences import Sentence, read_sentences
 from data_prep.tagged.type_names import TypeNames, is_dropped, read_type_names
 from uner_jax.command import progress, run_command
-from uner_jax.records import Conversation, Entity, InputError, write_rows
+from uner_jax.records import Conversation, InputError, write_rows
 from uner_jax.template import conversation_of, passage_turn
 
 Template = Literal["dataset", "zero-shot"]
 Questions = Literal["together", "apart"]
-
-
-class Sentence(NamedTuple):
-    """A passage and its entities in order of occurrence; their types are the labels of the file."""
-
-    text: str
-    entities: list[Entity]
 
 
 @dataclass
@@ -68,35 +61,15 @@ class Reader:
 
     def read(self, path: Path) -> list[Sentence]:
         """The sentences of a file that have text."""
-        file = read_tagged(path, *self._columns)
-        scheme, spans = decode(path, file.sentences, self._scheme)
-        print(
-            f"{path}: {file.layout}, {scheme}; {len(file.sentences):,} sentences, {file.documents:,} document "
-            f"separators, {file.comments:,} comment lines",
-            file=sys.stderr,
-        )
-        read = [_sentence(path, *pair) for pair in zip(file.sentences, spans, strict=True)]
-        for label in (entity["type"] for sentence in read for entity in sentence.entities):
+        file = read_sentences(path, self._scheme, *self._columns)
+        print(f"{path}: {file.layout}", file=sys.stderr)
+        for label in (mention.label for sentence in file.sentences for mention in sentence.mentions):
             self._statistics.miscellaneous += is_dropped(label)
             self.labels.add(label)
-        with_text = [sentence for sentence in read if sentence.text.strip()]
-        self._statistics.sentences += len(read)
-        self._statistics.without_text += len(read) - len(with_text)
+        with_text = [sentence for sentence in file.sentences if sentence.text.strip()]
+        self._statistics.sentences += len(file.sentences)
+        self._statistics.without_text += len(file.sentences) - len(with_text)
         return with_text
-
-
-def _sentence(path: Path, tokens: list[Token], spans: list[Span]) -> Sentence:
-    entities: list[Entity] = []
-    for start, end, label in spans:
-        # a token may have a space around it, and an answer never has.
-        text = " ".join(token.text for token in tokens[start:end]).strip()
-        if not text:
-            raise InputError(
-                f"{path}, line {tokens[start].line}: the tag {tokens[start].tag!r} stands on no text; "
-                "write the token, or give it the tag O"
-            )
-        entities.append({"text": text, "type": label})
-    return Sentence(" ".join(token.text for token in tokens), entities)
 
 
 class Interviewer:
@@ -112,9 +85,9 @@ class Interviewer:
     def conversations(self, number: int, sentence: Sentence, statistics: Statistics) -> Iterator[Conversation]:
         """One conversation about sentence `number` of the data set, or one for each type."""
         spans: dict[str, list[str]] = {name: [] for name in self._types}
-        for entity in sentence.entities:
-            if not is_dropped(entity["type"]):
-                spans[self._names.name(entity["type"])].append(entity["text"])
+        for start, end, label in sentence.mentions:
+            if not is_dropped(label):
+                spans[self._names.name(label)].append(sentence.text[start:end])
         statistics.taken += 1
         statistics.asked += len(spans)
         statistics.answered += sum(map(bool, spans.values()))

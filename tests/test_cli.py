@@ -156,10 +156,25 @@ def test_evaluate_prints_and_writes_its_scores(hf_path, tok512, shared_data, tmp
     data = shared_data / "eval" / "mit-restaurant.json"
     arguments = ["--model", hf_path, "--data", data, "--passages", "2", "--output", tmp_path / "out"]
     code, out, error = leave(["evaluate", *arguments], capsys)
-    assert code == 0 and error.endswith(f"{tmp_path / 'out'}: predictions.jsonl, report.json\n")
-    assert out.splitlines()[-1].split() == ["mit-restaurant", "0.0", "0.0", "0.0", "16", "100%"]
+    assert code == 0 and error.endswith(f"{tmp_path / 'out'}: predictions.jsonl, report.json, index.html\n")
+    assert out.splitlines()[-1].split() == ["mit-restaurant", *["0.0"] * 5, "to", "0.0", "16", "100%"]
     assert len((tmp_path / "out" / "predictions.jsonl").read_text().splitlines()) == 16
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["passages"] == 2
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["settings"]["passages"] == 2
+    assert "mit-restaurant" in (tmp_path / "out" / "index.html").read_text()
+    runs = [tmp_path / "out", tmp_path / "out"]
+    code, out, error = leave(["evaluate", "--compare", *runs, "--output", tmp_path / "compared"], capsys)
+    assert code == 0 and error == f"{tmp_path / 'compared'}: comparison.json, index.html\n"
+    assert out.splitlines()[1].split() == [
+        "mit-restaurant,",
+        "published",
+        "0.0",
+        "0.0",
+        "+0.0",
+        "+0.0",
+        "to",
+        "+0.0",
+        "1.000",
+    ]
 
 
 def test_view_makes_a_page(tmp_path, capsys):

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from uner_jax.evaluation import run
-from uner_jax.evaluation.run import Question, evaluate, print_report, read_questions
+from uner_jax.evaluation import answering
+from uner_jax.evaluation.protocols import PROTOCOLS
+from uner_jax.evaluation.questions import Question, read_questions
+from uner_jax.evaluation.run import evaluate, print_report
 from uner_jax.evaluation.scorers import correct_score, exact_span_score, published_score
+from uner_jax.evaluation.settings import Answering, Asking, DataSet
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import abstract_model
@@ -36,12 +39,21 @@ def files(shared_data) -> dict[str, Path]:
     return {name: shared_data / "eval" / f"{name}.json" for name in SETS}
 
 
+def sets(*paths):
+    return [DataSet(path.stem, path) for path in paths]
+
+
+def read(path, passages=None):
+    return read_questions(DataSet(path.stem, path), Asking(passages))
+
+
 @pytest.fixture
-def answering(tok512, monkeypatch):
+def answered(tok512, monkeypatch):
     """Replace the model by a function from (place, passage, question) to an answer; gives the prompts it saw."""
     prompts = []
-    monkeypatch.setattr(run, "load_model", lambda path, dtype: abstract_model(CONFIG))
-    monkeypatch.setattr(run, "load_model_tokenizer", lambda path: tok512)
+    monkeypatch.setattr(answering, "load_model", lambda path, dtype: abstract_model(CONFIG))
+    monkeypatch.setattr(answering, "load_model_tokenizer", lambda path: tok512)
+    monkeypatch.setattr(answering, "model_digest", str)
 
     def answer_with(function):
         def answers(self, requests):
@@ -92,46 +104,46 @@ def test_every_question_of_a_file_is_read(name, files):
     count, passages, types = SETS[name]
     text = files[name].read_text()
     assert text.count('"value": "What describes ') == count
-    questions = read_questions(files[name])
+    questions = read(files[name])
     assert len(questions) == count and {question.dataset for question in questions} == {name}
     assert len({question.passage_turn for question in questions}) == passages
     assert len({question.question for question in questions}) == types
-    rows = json.loads(text)
+    turns = [(row["id"], [turn["value"] for turn in row["conversations"]]) for row in json.loads(text)]
     assert [dataclasses.astuple(question) for question in questions] == [
-        (row["id"], name, *(turn["value"] for turn in row["conversations"])) for row in rows
+        (identity, name, *values, values[0].removeprefix("Text: "), None) for identity, values in turns
     ]
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("passages", [1, 7, 400])
 def test_a_limit_counts_passages(name, passages, files):
-    whole = read_questions(files[name])
+    whole = read(files[name])
     first = list(dict.fromkeys(question.passage_turn for question in whole))[:passages]
-    assert read_questions(files[name], passages) == [q for q in whole if q.passage_turn in set(first)]
+    assert read(files[name], passages) == [q for q in whole if q.passage_turn in set(first)]
 
 
 def test_a_limit_takes_all_questions_of_a_passage_wherever_they_stand(tmp_path):
     write_rows(tmp_path / "mixed.jsonl", ROWS)
-    assert [question.id for question in read_questions(tmp_path / "mixed.jsonl", 1)] == ["a", "a", "a"]
-    assert [question.id for question in read_questions(tmp_path / "mixed.jsonl", 2)] == ["a", "a", "b", "a"]
-    assert len(read_questions(tmp_path / "mixed.jsonl", 99)) == len(read_questions(tmp_path / "mixed.jsonl")) == 7
+    assert [question.id for question in read(tmp_path / "mixed.jsonl", 1)] == ["a", "a", "a"]
+    assert [question.id for question in read(tmp_path / "mixed.jsonl", 2)] == ["a", "a", "b", "a"]
+    assert len(read(tmp_path / "mixed.jsonl", 99)) == len(read(tmp_path / "mixed.jsonl")) == 7
 
 
 def test_a_row_may_have_many_questions(tmp_path):
     write_rows(tmp_path / "set.jsonl", ROWS[3:])
-    turn, read = "Text: 东京 and 😀", "I've read this text."
+    turn, acknowledged = "Text: 东京 and 😀", "I've read this text."
     asked = [("city", json.dumps(["东京"])), ("smiley", '["😀"]'), ("x", '["😀"]')]
-    assert read_questions(tmp_path / "set.jsonl") == [
-        Question("c", "set", turn, read, f"What describes {entity_type} in the text?", gold)
+    assert read(tmp_path / "set.jsonl") == [
+        Question("c", "set", turn, acknowledged, f"What describes {entity_type} in the text?", gold, "东京 and 😀")
         for entity_type, gold in asked
     ]
 
 
-def test_right_answers_have_the_full_score(files, answering, tmp_path):
-    questions = read_questions(files["CrossNER_AI"], 60)
+def test_right_answers_have_the_full_score(files, answered, tmp_path):
+    questions = read(files["CrossNER_AI"], 60)
     golds = [question.gold for question in questions]
-    answering(lambda place, passage, asked: golds[place])
-    report = evaluate("m", [files["CrossNER_AI"]], tmp_path / "out", passages=60)
+    answered(lambda place, passage, asked: golds[place])
+    report = evaluate("m", sets(files["CrossNER_AI"]), tmp_path / "out", Asking(60))
     scores = report["datasets"]["CrossNER_AI"]
     assert scores["published"] == published_score(golds, golds)
     # the published protocol cannot give more, for its smoothing; the others can.
@@ -142,29 +154,37 @@ def test_right_answers_have_the_full_score(files, answering, tmp_path):
     assert scores["empty_answers"] == golds.count("[]") / len(golds)
 
 
-def test_the_prompts_are_those_of_the_template(answering, tok512, tmp_path):
+def test_the_prompts_are_those_of_the_template(answered, tok512, tmp_path):
     write_rows(tmp_path / "set.jsonl", ROWS)
-    prompts = answering(known)
-    evaluate("m", [tmp_path / "set.jsonl"], tmp_path / "out")
+    prompts = answered(known)
+    evaluate("m", sets(tmp_path / "set.jsonl"), tmp_path / "out")
     wanted = [tuple(encode_prompt(*key, tok512)) for key in ANSWERS]
     assert sorted(prompts) == sorted([*wanted, wanted[0]])
 
 
-def test_what_was_answered_is_written_and_scored(answering, tmp_path):
+def test_what_was_answered_is_written_and_scored(answered, tmp_path):
     write_rows(tmp_path / "set.jsonl", ROWS)
-    answering(known)
-    report = evaluate("the model", [tmp_path / "set.jsonl"], tmp_path / "out", None, "bfloat16", 4, 99)
+    answered(known)
+    report = evaluate(
+        "the model", sets(tmp_path / "set.jsonl"), tmp_path / "out", Asking(), Answering("bfloat16", 4, 99)
+    )
     lines = (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()
     predictions = [json.loads(line) for line in lines]
-    questions = read_questions(tmp_path / "set.jsonl")
+    questions = read(tmp_path / "set.jsonl")
     places = {number: list(ANSWERS)[number if number < 3 else 0 if number == 3 else number - 1] for number in range(7)}
     assert predictions == [
-        {"id": q.id, "dataset": "set", "question": q.question, "gold": q.gold, "prediction": ANSWERS[places[number]]}
+        {
+            **{"id": q.id, "dataset": "set", "passage": q.passage_turn, "question": q.question, "gold": q.gold},
+            **{"spans": None, "prediction": ANSWERS[places[number]], "scores": predictions[number]["scores"]},
+        }
         for number, q in enumerate(questions)
     ]
+    assert [len(p["scores"]) for p in predictions] == [2, 1, 2, 2, 1, 0, 1]
     assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-    settings = {"model": "the model", "dtype": "bfloat16", "max_new_tokens": 99, "passages": None}
-    assert report.keys() == {*settings, "seconds", "datasets"} and report.items() >= settings.items()
+    assert (
+        report["model"] == "the model" and report["settings"].items() >= {"dtype": "bfloat16", "passages": None}.items()
+    )
+    assert report["protocols"].keys() == PROTOCOLS.keys() == scores_of(report).keys()
     (scores,) = report["datasets"].values()
     answers, golds = ([p[name] for p in predictions] for name in ("prediction", "gold"))
     assert scores["published"] == published_score(answers, golds)
@@ -178,42 +198,53 @@ def test_what_was_answered_is_written_and_scored(answering, tmp_path):
     assert (scores["questions"], scores["passages"], scores["empty_answers"]) == (7, 3, 1 / 7)
 
 
-def test_the_order_of_a_file_does_not_change_its_scores(answering, tmp_path, files):
+def scores_of(report: dict) -> dict:
+    (scores,) = report["datasets"].values()
+    return {name: scores[name] for name in PROTOCOLS}
+
+
+def test_the_order_of_a_file_does_not_change_its_scores(answered, tmp_path, files):
     rows = json.loads(files["mit-restaurant"].read_text())[:400]
-    answering(lambda place, passage, asked: json.dumps([passage[6:][: len(asked) % 9], passage.split()[-1]]))
+    answered(lambda place, passage, asked: json.dumps([passage[6:][: len(asked) % 9], passage.split()[-1]]))
     for name in ("whole", "mixed"):
         (tmp_path / name).mkdir()
     write_rows(tmp_path / "whole" / "set.jsonl", rows)
     write_rows(tmp_path / "mixed" / "set.jsonl", random.Random(1).sample(rows, len(rows)))
-    whole, mixed = (evaluate("m", [tmp_path / name / "set.jsonl"], tmp_path / name) for name in ("whole", "mixed"))
+    whole, mixed = (
+        evaluate("m", sets(tmp_path / name / "set.jsonl"), tmp_path / name / "out") for name in ("whole", "mixed")
+    )
     assert whole["datasets"] == mixed["datasets"]
     assert 0 < whole["datasets"]["set"]["published"]["f1"] < 1
 
 
-def test_each_file_is_a_data_set(answering, tmp_path, capsys):
+def test_each_file_is_a_data_set(answered, tmp_path, capsys):
     write_rows(tmp_path / "one.jsonl", ROWS[:2])
     write_rows(tmp_path / "two.jsonl", ROWS[2:])
-    answering(known)
-    report = evaluate("m", [tmp_path / "one.jsonl", tmp_path / "two.jsonl"], tmp_path / "out")
+    answered(known)
+    report = evaluate("m", sets(tmp_path / "one.jsonl", tmp_path / "two.jsonl"), tmp_path / "out")
     for name in ("one", "two"):
-        alone = evaluate("m", [tmp_path / f"{name}.jsonl"], tmp_path / "alone")
+        alone = evaluate("m", sets(tmp_path / f"{name}.jsonl"), tmp_path / "alone" / name)
         assert alone["datasets"] == {name: report["datasets"][name]}
     capsys.readouterr()
     print_report(report)
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split()[:2] == ["published", "F1"] and [line.split()[0] for line in lines] == ["one", "two", "average"]
+    assert head.split()[:2] == ["published", "correct"] and [line.split()[0] for line in lines] == [
+        "one",
+        "two",
+        "average",
+    ]
     f1 = [report["datasets"][name]["published"]["f1"] for name in ("one", "two")]
     assert [line.split()[1] for line in lines] == [f"{100 * score:.1f}" for score in (*f1, sum(f1) / 2)]
 
 
-def test_two_files_of_one_name_are_refused(answering, tmp_path):
-    answering(known)
+def test_two_files_of_one_name_are_refused(answered, tmp_path):
+    answered(known)
     (tmp_path / "more").mkdir()
     paths = [tmp_path / "set.jsonl", tmp_path / "more" / "set.json"]
     for path in paths:
         write_rows(path, ROWS)
-    with pytest.raises(InputError, match=f"{paths[0]}, {paths[1]}: .*name"):
-        evaluate("m", paths, tmp_path / "out")
+    with pytest.raises(InputError, match=f"{paths[0]}, {paths[1]}: .*NAME=PATH"):
+        evaluate("m", sets(*paths), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -233,12 +264,85 @@ def test_a_broken_row_names_its_place(name, tmp_path):
     path = tmp_path / "set.jsonl"
     write_rows(path, [ROWS[0], row, ROWS[1]])
     with pytest.raises(InputError, match=f"^{re.escape(f'{path}, {words}')}"):
-        read_questions(path)
+        read(path)
 
 
 def test_a_file_without_questions(tmp_path):
     (tmp_path / "set.jsonl").touch()
     with pytest.raises(InputError, match=r"set\.jsonl: has no questions"):
-        read_questions(tmp_path / "set.jsonl")
+        read(tmp_path / "set.jsonl")
     with pytest.raises(InputError, match=r"absent\.json: no such file"):
-        read_questions(tmp_path / "absent.json")
+        read(tmp_path / "absent.json")
+
+
+def test_a_killed_run_goes_on_with_what_it_has(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    prompts = answered(known)
+    whole = evaluate("m", sets(tmp_path / "set.jsonl"), tmp_path / "whole")
+
+    def dying(place, passage, asked):
+        if len(prompts) == dies_at:
+            raise KeyboardInterrupt
+        return known(place, passage, asked)
+
+    answered(dying)
+    for count in (2, 7):
+        output = tmp_path / f"killed{count}"
+        prompts.clear()
+        dies_at = count
+        with pytest.raises(KeyboardInterrupt):
+            evaluate("m", sets(tmp_path / "set.jsonl"), output)
+        assert not (output / "report.json").exists()
+        with (output / "answers.jsonl").open("a") as file:
+            file.write('{"place": 3, "predi')  # a line that was being written
+        prompts.clear()
+        dies_at = None
+        again = evaluate("m", sets(tmp_path / "set.jsonl"), output)
+        assert len(prompts) == 7 - (count - 1) and again["datasets"] == whole["datasets"]
+        name = "predictions.jsonl"
+        assert (output / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        prompts.clear()
+        assert evaluate("m", sets(tmp_path / "set.jsonl"), output)["datasets"] == whole["datasets"] and not prompts
+
+
+def test_the_answers_of_another_run_are_not_taken(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    prompts = answered(known)
+    data, output = sets(tmp_path / "set.jsonl"), tmp_path / "out"
+    evaluate("m", data, output)
+    before = (output / "answers.jsonl").read_bytes()
+    with pytest.raises(InputError, match=r"answers\.jsonl: answers of another run: model .*--no-resume"):
+        evaluate("other", data, output)
+    with pytest.raises(InputError, match=r"another run: max_new_tokens \(256, now 9\)"):
+        evaluate("m", data, output, answering=Answering(max_new_tokens=9))
+    with pytest.raises(InputError, match="another run: questions"):
+        evaluate("m", data, output, Asking(passages=1))
+    assert (output / "answers.jsonl").read_bytes() == before
+    prompts.clear()
+    evaluate("other", data, output, answering=Answering(batch_size=3), resume=False)
+    assert len(prompts) == 7
+    (output / "answers.jsonl").write_text("{}\nnonsense\n")
+    with pytest.raises(InputError, match=r"answers\.jsonl: is damaged"):
+        evaluate("other", data, output)
+
+
+def test_a_question_without_room_for_an_answer_is_counted(answered, tmp_path):
+    rows = [*ROWS, conversation("long", "word " * 3000, ("person", "[]"), ("city", "[]"))]
+    write_rows(tmp_path / "set.jsonl", rows)
+    prompts = answered(known)
+    report = evaluate("m", sets(tmp_path / "set.jsonl"), tmp_path / "out")
+    assert report["too_long"] == 2 and len(prompts) == 7
+    lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["prediction"] for line in lines[-2:]] == ["", ""]
+
+
+def test_a_set_may_have_a_name_of_its_own(answered, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "test.jsonl", ROWS)
+    answered(known)
+    data = [DataSet.parse(f"{name}={tmp_path / name / 'test.jsonl'}") for name in ("one", "two")]
+    assert list(evaluate("m", data, tmp_path / "out")["datasets"]) == ["one", "two"]
+    odd = tmp_path / "a=b.jsonl"
+    write_rows(odd, ROWS)
+    assert DataSet.parse(str(odd)) == DataSet("a=b", odd)

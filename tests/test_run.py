@@ -255,11 +255,11 @@ def test_the_sample_is_scored_by_the_published_protocol(recipe, monkeypatch):
     path = Path(recipe.data.dir).parent / "questions.jsonl"
     drawn = []
 
-    def answers(engine, tokenizer, questions):
+    def answers(engine, tokenizer, questions, noun):
         drawn.append([question.id for question in questions])
         return [question.gold for question in questions] if len(drawn) < 3 else ["[]"] * len(questions)
 
-    monkeypatch.setattr(evaluation, "_answers", answers)
+    monkeypatch.setattr(evaluation, "written_answers", answers)
     score = evaluation.sampled_f1(path, 10, 4)
     tokenizer = types.SimpleNamespace(eos_id=2, encode_batch=lambda texts: [[5] * len(text) for text in texts])
     model = abstract_model(dataclasses.replace(SMALL, vocab_size=512))

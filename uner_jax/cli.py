@@ -11,6 +11,7 @@ import tyro
 from uner_jax.command import keep_programs, run_command
 from uner_jax.data.beam import pipeline_options
 from uner_jax.data.storage import as_path, is_remote
+from uner_jax.evaluation.settings import Answering, Asking, DataSet
 from uner_jax.extraction.corpus_job import STDIN, Job, Settings
 from uner_jax.records import InputError, find_files
 
@@ -172,35 +173,50 @@ def merge(merge: Path, output: Path | None = None) -> None:
 
 def evaluate(
     model: str,
-    data: tuple[Path, ...],
+    data: tuple[str, ...],
     output: Path,
-    passages: int | None = None,
-    dtype: Dtype = "float32",
-    batch_size: int = 32,
-    max_new_tokens: int = 256,
     calibrate: bool = False,
+    resume: bool = True,
+    asking: Annotated[Asking, tyro.conf.OmitArgPrefixes] = Asking(),  # noqa: B008 (it is frozen)
+    answering: Annotated[Answering, tyro.conf.OmitArgPrefixes] = Answering(),  # noqa: B008 (it is frozen)
 ) -> None:
-    """Answer the questions of benchmark files greedily, and score the answers as the paper does.
+    """Answer the questions of benchmark files greedily, and score the answers as the paper does, and as spans.
+
+    Run the same command again and a stopped run goes on. `uner evaluate --compare A B` sets two runs side by side.
 
     Args:
         model: A Hugging Face directory, a checkpoint or run_dir of ours, or a GGUF file.
-        data: Files in the published form (JSON array, JSON lines, Parquet).
-        output: Directory of predictions.jsonl and report.json.
-        passages: Only the first passages of each file.
-        dtype: Dtype of the computation.
-        batch_size: Questions answered at a time.
-        max_new_tokens: The most tokens of an answer (the paper's limit is 256).
+        data: Data sets, each a PATH or NAME=PATH: conversations (JSON array, JSON lines, Parquet; the published files
+            are such), or else a token and its tag in each line (BIO).
+        output: Directory of predictions.jsonl, report.json and a page, index.html.
         calibrate: Find the temperature for the scores of `uner extract --temperature`; writes calibration.json and a
             reliability diagram.
+        resume: Keep the answers that are in the output already; --no-resume answers anew.
     """
     from uner_jax.evaluation.run import evaluate as run_evaluation
     from uner_jax.evaluation.run import print_report
 
-    report = run_evaluation(model, data, output, passages, dtype, batch_size, max_new_tokens, calibrate)
+    report = run_evaluation(model, list(map(DataSet.parse, data)), output, asking, answering, calibrate, resume)
     print_report(report)
     if calibrate:
         print(f"scores are calibrated by --temperature {report['calibration']['temperature']}", file=sys.stderr)
-    print(f"{output}: predictions.jsonl, report.json", file=sys.stderr)
+    if report["too_long"]:
+        print(f"{report['too_long']:,} questions left no room for an answer, and count as empty", file=sys.stderr)
+    print(f"{output}: predictions.jsonl, report.json, index.html", file=sys.stderr)
+
+
+def compare(compare: Annotated[tuple[Path, Path], tyro.conf.arg(metavar="A B")], output: Path) -> None:
+    """Set two runs of uner evaluate over the same questions side by side, with a paired bootstrap.
+
+    Args:
+        compare: The outputs of the two runs.
+        output: Directory of comparison.json and a page, index.html.
+    """
+    from uner_jax.evaluation.comparison import compare as run_comparison
+    from uner_jax.evaluation.comparison import print_comparison
+
+    print_comparison(run_comparison(*compare, output))
+    print(f"{output}: comparison.json, index.html", file=sys.stderr)
 
 
 def view(input: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="F")], output: Path) -> None:
@@ -329,6 +345,11 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "ask": ask,
     "plan": plan,
 }
+# with this option a command is another one.
+INSTEAD: dict[str, dict[str, Callable[..., Any]]] = {
+    "extract": {"--merge": merge},
+    "evaluate": {"--compare": compare},
+}
 
 
 def _labels(labels: str, labels_file: Path | None) -> list[str]:
@@ -361,8 +382,9 @@ def _usage() -> str:
 
 
 def _run(name: str, command: Callable[..., Any], arguments: list[str]) -> None:
-    if command is extract and any(argument.partition("=")[0] == "--merge" for argument in arguments):
-        command = merge
+    for option, other in INSTEAD.get(name, {}).items():
+        if any(argument.partition("=")[0] == option for argument in arguments):
+            command = other
     if command is not plan:
         tyro.cli(command, prog=f"uner {name}", args=arguments)
         return

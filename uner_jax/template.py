@@ -52,6 +52,13 @@ def question_turn(entity_type: str) -> str:
     return f"What describes {entity_type} in the text?"
 
 
+def asked_type(question: str) -> str | None:
+    """The entity type that a `question_turn` asks for; None for a question in other words."""
+    opening, closing = question_turn("\n").split("\n")
+    name = question.removeprefix(opening).removesuffix(closing)
+    return name if question == question_turn(name) and name.strip() else None
+
+
 def all_in_one_turn(entity_types: Sequence[str]) -> str:
     """One question for all types, the paper's ablation; its answer is a JSON object from type to spans."""
     return f"What describes each of these types in the text: {', '.join(entity_types)}?"

@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from data_prep.questions.entity_types import normalize_definition, normalize_type
 from uner_jax.records import InputError, check_conversation, check_label
-from uner_jax.template import passage_turn, question_turn
+from uner_jax.template import asked_type, passage_turn, question_turn
 
 Variant = Literal["type", "definition"]
 
 NORMALIZE: dict[Variant, Callable[[str], str]] = {"type": normalize_type, "definition": normalize_definition}
-BEFORE_TYPE, AFTER_TYPE = question_turn("\n").split("\n")
 BEFORE_TEXT = passage_turn("")
 
 
@@ -123,8 +122,8 @@ def _dataset_name(before: str) -> str:
 
 
 def _asked_type(question: str, where: str) -> str:
-    name = question.removeprefix(BEFORE_TYPE).removesuffix(AFTER_TYPE)
-    if question != question_turn(name) or not name.strip():
+    name = asked_type(question)
+    if name is None:
         raise InputError(f'{where} must be "{question_turn("TYPE")}" with a type\'s name, found {question!r:.120}')
     return name
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from uner_jax.evaluation.run import read_questions
+from uner_jax.evaluation.questions import read_questions
+from uner_jax.evaluation.settings import Asking, DataSet
 from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.template import answer_turn, encode_answer, encode_context, encode_question
 from uner_jax.tokenizer import Tokenizer
@@ -36,7 +37,8 @@ def tokenizer(export) -> Tokenizer:
 @pytest.fixture(scope="module")
 def requests(tokenizer, shared_data) -> list[Request]:
     """The first questions of CrossNER AI: sixteen passages with all their types."""
-    questions = read_questions(shared_data / "eval" / "CrossNER_AI.json", 16)[:PROMPTS]
+    source = DataSet("CrossNER_AI", shared_data / "eval" / "CrossNER_AI.json")
+    questions = read_questions(source, Asking(passages=16))[:PROMPTS]
     assert len(questions) == PROMPTS
     contexts = {turn: tuple(encode_context(turn, tokenizer)) for turn in {q.passage_turn for q in questions}}
     return [Request(contexts[q.passage_turn], tuple(encode_question(q.question, tokenizer))) for q in questions]

@@ -165,13 +165,16 @@ class Engine:
     def _on_mesh(self) -> AbstractContextManager:
         return jax.set_mesh(self._mesh) if self._mesh else nullcontext()
 
+    def fits(self, request: Request) -> bool:
+        """Whether the model has room for the prompt and an answer."""
+        return len(request.context) + len(request.question) < self._draft.longest
+
     def _trees(self, requests: Sequence[Request]) -> list[Tree]:
         """A context with all that is asked of it, each question once a request."""
         by_context: dict[Ids, list[int]] = defaultdict(list)
-        longest = self._draft.longest
         for place, request in enumerate(requests):
-            length = len(request.context) + len(request.question)
-            if length >= longest:
+            if not self.fits(request):
+                length, longest = len(request.context) + len(request.question), self._draft.longest
                 raise InputError(f"a prompt of {length} tokens leaves no room for an answer: the model reads {longest}")
             by_context[request.context].append(place)
         return [
