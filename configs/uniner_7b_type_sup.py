@@ -1,8 +1,8 @@
 """python train.py configs/uniner_7b_type_sup.py --model.source MODEL --data.dir DIR --data.name NAME
 
 UniNER-7B-type, all weights, tuned further on supervised data sets: UniNER-7B-type-sup. The data set NAME is one build
-of data_prep.tfrecords over the conversations that data_prep.bio --template dataset makes of each of them, at most
-10,000 sentences of each (--limit).
+of data_prep.tfrecords over what data_prep.mixture --limit 10000 takes of them; data_prep.bio --template dataset makes
+the conversations of each.
 
 Hardware: v5e:4x4, or h100x8 with --gradient-accumulation 8. MODEL is the run_dir of uniner_7b_type, or the Hugging Face
 directory that was made of it.

@@ -28,6 +28,7 @@ DECOMPRESSED_BYTES = 1 << 13
 COMPRESSED = (".gz", ".zst")
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 # the first turn of `template.passage_turn`, with and without a data set's name, on no passage.
+_NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 NO_PASSAGE = re.compile(r"(Dataset: .* \n )?(Text:)?\s*")
 
 
@@ -158,6 +159,14 @@ def find_files(patterns: Iterable[str]) -> list[Path]:
             raise InputError(f"--input {pattern}: {hint}")
         found |= dict.fromkeys(files)
     return list(found)
+
+
+def named_path(text: str) -> tuple[str, Path]:
+    """A name and a path, of `NAME=PATH` or of a path alone, whose stem is its name then."""
+    found = _NAMED.fullmatch(text)
+    if found and not Path(text).exists():
+        return found[1], Path(found[2])
+    return Path(text).stem, Path(text)
 
 
 def content_suffix(path: Path) -> str:

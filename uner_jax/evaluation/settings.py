@@ -1,15 +1,13 @@
 """What a benchmark run is asked to do: each field is an argument of `uner evaluate`."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Literal
 
+from uner_jax.records import named_path
 from uner_jax.template import Noun
 
 Template = Literal["zero-shot", "dataset"]
-
-NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +20,7 @@ class DataSet:
     @classmethod
     def parse(cls, text: str) -> "DataSet":
         """Of `NAME=PATH`, or of a path alone."""
-        named = NAMED.fullmatch(text)
-        if named and not Path(text).exists():
-            return cls(named[1], Path(named[2]))
-        return cls(Path(text).stem, Path(text))
+        return cls(*named_path(text))
 
 
 @dataclasses.dataclass(frozen=True)
