@@ -28,6 +28,8 @@ BROWSER = $(BROWSER_VENV)/.ready
 # Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
 PYTEST_ARGS =
 LOCK_ARGS =
+# Processes that run the tests, each file in one of them; 4 GB are enough for two.
+WORKERS = 2
 
 .PHONY: help demo test test-beam test-plan test-spacy test-browser parity lint lock clean
 
@@ -37,8 +39,8 @@ help: ## lists these targets (the default)
 demo: $(READY) ## the whole main job on a small real model: data, fine-tuning, F1 before and after, extraction, a page
 
 test: $(READY) ## sets up .venv from the lock and runs the tests
-	@echo "== pytest $(PYTEST_ARGS)"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@echo "== pytest -n $(WORKERS) $(PYTEST_ARGS)"
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 test-beam: $(BEAM) ## sets up an environment with Apache Beam and runs the tests of tests/beam
 	@echo "== pytest tests/beam $(PYTEST_ARGS)"

@@ -20,7 +20,8 @@ from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.extractor import Extraction, Extractor
 from uner_jax.extraction.grounding import Grammar, satisfies
 from uner_jax.extraction.options import Options
-from uner_jax.extraction.pool import DECODE_STEPS, DecodePool
+from uner_jax.extraction.pool import DECODE_STEPS, Answer, DecodePool
+from uner_jax.extraction.prefill import Branch
 from uner_jax.extraction.spans import calibrated, flat, ground, merge, occurrences, scored_answer
 from uner_jax.extraction.windows import windows
 from uner_jax.model.config import LlamaConfig
@@ -150,6 +151,40 @@ def test_answers_are_those_of_whole_forward_passes(eos, batch_size):
     found = generate(list(requests()), eos_id, batch_size)
     for place in range(len(requests())):
         assert_same_answer(found[place], expected(place, eos_id, NEW_TOKENS))
+
+
+def test_an_answer_copies_from_where_its_last_tokens_stand_first():
+    branch = Branch(0, 0, 0, (5, 6, 7, 8, 6, 7, 9, 5), 0, (1,), (), (), ())
+
+    def copied(*tokens, count=3):
+        return Answer(branch, list(tokens), []).copied(count)
+
+    assert copied(6) == (7, 8, 6) and copied(3, 6, 7) == (8, 6, 7) and copied(8, 6, 7, count=4) == (9, 5)
+    assert copied() == copied(4) == () and copied(9) == (5,)
+
+
+@pytest.mark.parametrize("copied", [1, 4])
+@pytest.mark.parametrize("batch_size", [2, 32])
+def test_guessed_copies_change_no_answer(copied, batch_size):
+    found = generate(list(requests()), frequent_eos(), batch_size, copied=copied)
+    for place in range(len(requests())):
+        assert_same_answer(found[place], expected(place, frequent_eos(), NEW_TOKENS))
+
+
+def test_right_guesses_save_steps(monkeypatch):
+    """Answers that are known to be copied: a context that holds its own answer."""
+    eos, steps = NO_EOS, []
+    short = [request for request in requests() if len(request.context) < LONGEST // 2][:4]
+    repeating = list({request.context: request for request in short}.values())
+    answers = [generate([request], eos)[0].tokens for request in repeating]
+    monkeypatch.setattr(Answer, "copied", lambda self, count: known[self.branch.context][len(self.tokens) :][:count])
+    known = {request.context: answer for request, answer in zip(repeating, answers, strict=True)}
+    write = DecodePool.write_copying
+    monkeypatch.setattr(DecodePool, "write_copying", lambda pool, count: steps.append(1) or write(pool, count))
+    for request, answer in zip(repeating, answers, strict=True):
+        steps.clear()
+        assert generate([request], eos, copied=4)[0].tokens == answer
+        assert len(steps) == -(-(len(answer) - 1) // 5)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -56,8 +56,9 @@ class Engine:
     """Answers requests with a model.
 
     `batch_size` answers are written at a time, of at most `max_new_tokens` tokens each; contexts and questions are
-    read `batch_tokens` tokens at a time. `draft` are the ids of the answer that most questions have. With a mesh both
-    sizes are those of one copy of the model.
+    read `batch_tokens` tokens at a time. `draft` are the ids of the answer that most questions have. With `copied` a
+    step writes up to so many more tokens of each answer, where they are copied from its context: fewer steps, each of
+    more work, which is less time for few answers. With a mesh both sizes are those of one copy of the model.
     """
 
     def __init__(
@@ -69,11 +70,12 @@ class Engine:
         draft: Sequence[int] = (),
         batch_tokens: int = 2048,
         mesh: Mesh | None = None,
+        copied: int = 0,
     ):
-        if min(batch_size, max_new_tokens, batch_tokens) < 1:
+        if copied < 0 or min(batch_size, max_new_tokens, batch_tokens) < 1:
             raise InputError(
                 f"batch size {batch_size}, new tokens {max_new_tokens} and batch tokens {batch_tokens} "
-                "must be at least 1"
+                f"must be at least 1, and copied tokens {copied} at least 0"
             )
         self._model = model
         self._mesh = mesh
@@ -81,6 +83,7 @@ class Engine:
         self._batch_size = batch_size * copies
         self._batch_tokens = batch_tokens * copies
         self._max_new_tokens = max_new_tokens
+        self._copied = copied
         self._draft = Draft(tuple(draft), eos_id, model.config.max_position_embeddings)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
@@ -89,7 +92,10 @@ class Engine:
         An answer does not depend on the other requests. Raises InputError if a prompt leaves no room
         for an answer within `max_position_embeddings`.
         """
-        yield from self._answered(requests, DecodePool.write)
+        yield from self._answered(requests, self._write_freely)
+
+    def _write_freely(self, pool: DecodePool) -> list[Written]:
+        return pool.write_copying(self._copied) if self._copied else pool.write()
 
     def generate_within(
         self, requests: Sequence[Request], constraints: Sequence[Constraint]

@@ -81,7 +81,9 @@ class Extractor:
         self._tokenizer = tokenizer
         self._options = options
         self._empty = tuple(encode_answer(answer_turn([]), tokenizer))
-        self._engine = Engine(model, tokenizer.eos_id, batch_size, max_new_tokens, self._empty, mesh=mesh)
+        self._engine = Engine(
+            model, tokenizer.eos_id, batch_size, max_new_tokens, self._empty, mesh=mesh, copied=options.draft
+        )
         self._vocabulary = model.config.vocab_size
         longest = model.config.max_position_embeddings
         room = longest - len(self._context(""))

@@ -29,6 +29,9 @@ class Options:
     """The name of a data set, for a model that was tuned with dataset-specific prompts."""
     question: str = question_turn("{type}")
     """The words of a question, with {type} where the type or its description comes."""
+    draft: int = 0
+    """Tokens that each step guesses to be copied from the passage: 4 halves the steps of long answers, which is quicker
+    for one text (latency), and slower for many. Answers stay the same."""
     noun: Noun = "text"
     """What the prompt calls the passage; models of the released trainer were tuned on "paragraph"."""
 
@@ -37,6 +40,8 @@ class Options:
             raise InputError(
                 f"a threshold lies in 0..1 and a temperature above 0, found {self.threshold} and {self.temperature}"
             )
+        if self.draft < 0:
+            raise InputError(f"--draft must be at least 0, found {self.draft}")
         if "{type}" not in self.question:
             raise InputError(f"a question has {{type}} where the entity type comes, found {self.question!r}")
 

@@ -17,6 +17,8 @@ from uner_jax.model.llama import Llama
 # V vocabulary, W words of 32 bits
 
 DECODE_STEPS = 8
+# A guess of what is copied needs so many of the last tokens to stand in the context, if it can.
+LONGEST_MATCH = 3
 # Rows that share a prefix; more of them have a copy of it.
 SHARERS = 4
 # As many rows come in at a time.
@@ -50,6 +52,19 @@ class Answer:
     def position(self) -> int:
         """Where the last token stands in the whole text."""
         return len(self.branch.context) + self.own - 1
+
+    def copied(self, count: int) -> Ids:
+        """Up to `count` tokens that come next if the context goes on being copied.
+
+        What follows where the last tokens of the answer stand in the context first: three of them, or two, or one.
+        """
+        context = self.branch.context
+        for size in range(min(LONGEST_MATCH, len(self.tokens)), 0, -1):
+            last = tuple(self.tokens[-size:])
+            for start in range(len(context) - size):
+                if context[start : start + size] == last:
+                    return context[start + size : start + size + count]
+        return ()
 
 
 # An answer with its next tokens and their log-probabilities.
@@ -117,6 +132,30 @@ class DecodePool:
         )
         written = zip(self._answers, np.asarray(tokens_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True)
         return [(answer, list(zip(*new, strict=True))) for answer, *new in written if answer]
+
+    def write_copying(self, count: int) -> list[Written]:
+        """Like `write`, one token and as many more as are guessed right, of up to `count` copied ones, in one pass.
+
+        The fewer rows there are, the less it costs to read more than one token of each.
+        """
+        self._fit(count + 1)
+        guesses = [answer.copied(count) if answer else () for answer in self._answers]
+        tokens_RT = np.zeros((len(self._answers), count + 1), np.int32)
+        for row, (answer, guess) in enumerate(zip(self._answers, guesses, strict=True)):
+            if answer:
+                tokens_RT[row, : 1 + len(guess)] = answer.last, *guess
+        first_R = np.array([answer.position if answer else 0 for answer in self._answers], np.int32)
+        positions_RT = first_R[:, None] + np.arange(count + 1, dtype=np.int32)
+        self._rows, next_RT, log_probs_RT = _verify(self._model, self._rows, self._sharing(), tokens_RT, positions_RT)
+        found = zip(
+            self._answers, guesses, np.asarray(next_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True
+        )
+        written = []
+        for answer, guess, tokens, log_probs in found:
+            if answer:
+                agreed = next((n for n, token in enumerate(guess) if token != tokens[n]), len(guess))
+                written.append((answer, list(zip(tokens, log_probs, strict=True))[: agreed + 1]))
+        return written
 
     @property
     def rows(self) -> int:
@@ -261,6 +300,21 @@ def _decode(
     start = jnp.int32(0), rows, last_R, jnp.full(shape, eos_id), jnp.zeros(shape, jnp.float32)
     _, rows, _, tokens_RT, log_probs_RT = jax.lax.while_loop(going, write, start)
     return rows, tokens_RT, log_probs_RT
+
+
+@partial(jax.jit, donate_argnames="rows")
+def _verify(
+    model: Llama,
+    rows: KeyValues,
+    sharing: tuple[KeyValues, jax.Array, jax.Array, jax.Array],
+    tokens_RT: jax.Array,
+    positions_RT: jax.Array,
+) -> tuple[KeyValues, jax.Array, jax.Array]:
+    """What greedy decoding writes behind each token of each row, and its log-probability: (R, T) each."""
+    pool = Pool(sharing[0], sharing[1], rows, sharing[2], sharing[3], SHARERS)
+    hidden_RTD, pool = model.extend(tokens_RT, positions_RT, pool)
+    next_N, log_probs_N = greedy(model.logits(hidden_RTD.reshape(-1, hidden_RTD.shape[-1])))
+    return pool.rows, next_N.reshape(tokens_RT.shape), log_probs_N.reshape(tokens_RT.shape)
 
 
 def _bits(words_RW: jax.Array, count: int) -> jax.Array:
