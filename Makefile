@@ -28,7 +28,7 @@ BROWSER = $(BROWSER_VENV)/.ready
 # Extra words for pytest and for uv: make test PYTEST_ARGS="tests/test_view.py -q", make lock LOCK_ARGS=--upgrade
 PYTEST_ARGS =
 LOCK_ARGS =
-# Processes that run the tests, each file in one of them; 4 GB are enough for two.
+# Processes that run the tests, each file in one of them; two take up to 10 GB.
 WORKERS = 2
 
 .PHONY: help demo test test-beam test-plan test-spacy test-browser parity lint lock clean

@@ -12,9 +12,10 @@ from tiny_extraction import Knowing, files, known, records, write_tiny_model
 
 from uner_jax.cli import dispatch
 from uner_jax.command import run_command
-from uner_jax.extraction import corpus, corpus_parts
-from uner_jax.extraction.corpus import COUNTS, extract_corpus
-from uner_jax.extraction.corpus_job import Job, Settings
+from uner_jax.extraction.corpus import parts as corpus_parts
+from uner_jax.extraction.corpus import run as corpus
+from uner_jax.extraction.corpus.job import Job, Settings
+from uner_jax.extraction.corpus.run import COUNTS, extract_corpus
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.records import InputError, read_rows, write_rows
 

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_extraction import Knowing, records, write_tiny_model
 
-from uner_jax.extraction import corpus_files
-from uner_jax.extraction.corpus import extract_corpus
-from uner_jax.extraction.corpus_documents import read_document
-from uner_jax.extraction.corpus_files import read_raw
-from uner_jax.extraction.corpus_job import Job, Source
+from uner_jax.extraction.corpus import files as corpus_files
+from uner_jax.extraction.corpus.documents import read_document
+from uner_jax.extraction.corpus.files import read_raw
+from uner_jax.extraction.corpus.job import Job, Source
+from uner_jax.extraction.corpus.run import extract_corpus
 from uner_jax.records import InputError, read_rows, write_rows
 
 ROWS = [

@@ -11,10 +11,10 @@ from tiny_extraction import Knowing, records, write_tiny_model
 
 from uner_jax.cli import dispatch
 from uner_jax.command import run_command
-from uner_jax.extraction import corpus
-from uner_jax.extraction.corpus import extract_corpus
-from uner_jax.extraction.corpus_job import Job
-from uner_jax.extraction.corpus_merge import merge_parts
+from uner_jax.extraction.corpus import run as corpus
+from uner_jax.extraction.corpus.job import Job
+from uner_jax.extraction.corpus.merge import merge_parts
+from uner_jax.extraction.corpus.run import extract_corpus
 from uner_jax.records import InputError, read_rows, write_rows
 
 

@@ -30,7 +30,7 @@ import jax
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 from uner_jax.cli import main
-from uner_jax.extraction import corpus
+from uner_jax.extraction.corpus import run as corpus
 corpus.PART_DOCUMENTS = 3
 main()
 """

@@ -12,7 +12,7 @@ from uner_jax.command import keep_programs, run_command
 from uner_jax.data.beam import pipeline_options
 from uner_jax.data.storage import as_path, is_remote
 from uner_jax.evaluation.settings import Answering, Asking, DataSet
-from uner_jax.extraction.corpus_job import STDIN, Job, Settings
+from uner_jax.extraction.corpus.job import STDIN, Job, Settings
 from uner_jax.records import InputError, find_files
 
 Dtype = Literal["float32", "bfloat16"]
@@ -121,14 +121,14 @@ def extract(
         counts = _extract_here(job, Path(output), resume)
     else:
         options = pipeline_options(beam_runner, beam_options)  # before the import, which needs Beam
-        from uner_jax.extraction.beam import extract_on_beam
+        from uner_jax.extraction.corpus.beam import extract_on_beam
 
         counts = extract_on_beam(job, output, options, resume)
     _say_what_was_extracted(output, counts, settings.max_new_tokens)
 
 
 def _extract_here(job: Job, output: Path, resume: bool) -> dict[str, int]:
-    from uner_jax.extraction.corpus import extract_corpus
+    from uner_jax.extraction.corpus.run import extract_corpus
     from uner_jax.mesh import wait_for_others
 
     counts = extract_corpus(lambda: job.settings.extractor(job.model), job, output, resume)
@@ -165,7 +165,7 @@ def merge(merge: Path, output: Path | None = None) -> None:
         merge: The output of an extraction, or of its shards together.
         output: The file: .jsonl (also .gz or .zst) or .parquet, as the parts are; by default merged.* in that DIR.
     """
-    from uner_jax.extraction.corpus_merge import merge_parts
+    from uner_jax.extraction.corpus.merge import merge_parts
 
     path, count = merge_parts(merge, output)
     print(f"{path}: {count:,} records", file=sys.stderr)

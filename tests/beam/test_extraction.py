@@ -17,9 +17,10 @@ from uner_jax.cli import dispatch
 from uner_jax.command import run_command
 from uner_jax.data.beam import pipeline_options
 from uner_jax.data.storage import as_path
-from uner_jax.extraction import beam, corpus
-from uner_jax.extraction.corpus import extract_corpus
-from uner_jax.extraction.corpus_job import Job, Settings
+from uner_jax.extraction.corpus import beam
+from uner_jax.extraction.corpus import run as corpus
+from uner_jax.extraction.corpus.job import Job, Settings
+from uner_jax.extraction.corpus.run import extract_corpus
 from uner_jax.records import InputError, LostRecordsError, read_rows, write_rows
 from uner_jax.tokenizer import load_tokenizer
 

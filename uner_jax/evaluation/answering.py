@@ -12,7 +12,7 @@ from uner_jax.command import progress
 from uner_jax.evaluation.questions import Question
 from uner_jax.evaluation.rows import Row
 from uner_jax.evaluation.settings import Answering
-from uner_jax.extraction.corpus_job import differences, model_digest
+from uner_jax.extraction.corpus.job import differences, model_digest
 from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.spans import scored_answer
 from uner_jax.model.llama import Llama

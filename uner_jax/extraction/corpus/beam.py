@@ -22,12 +22,12 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsIter, TaggedOutput
 
 from uner_jax.data.storage import as_path, is_remote, local_copy
-from uner_jax.extraction.beam_output import BeamManifest, Entry, PartFiles, Place, replace_text, size_of
-from uner_jax.extraction.corpus import COUNTS, check_inputs, counts_of, is_sound, next_part, record_of
-from uner_jax.extraction.corpus_documents import Document, read_document
-from uner_jax.extraction.corpus_files import check_columns, read_raw
-from uner_jax.extraction.corpus_job import STDIN, Job, Settings, Source
-from uner_jax.extraction.corpus_parts import carried_schema, locked_manifest
+from uner_jax.extraction.corpus.beam_output import BeamManifest, Entry, PartFiles, Place, replace_text, size_of
+from uner_jax.extraction.corpus.documents import Document, read_document
+from uner_jax.extraction.corpus.files import check_columns, read_raw
+from uner_jax.extraction.corpus.job import STDIN, Job, Settings, Source
+from uner_jax.extraction.corpus.parts import carried_schema, locked_manifest
+from uner_jax.extraction.corpus.run import COUNTS, check_inputs, counts_of, is_sound, next_part, record_of
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.records import InputError, LostRecordsError
 

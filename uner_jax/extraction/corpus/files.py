@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from uner_jax.extraction.corpus_job import Job, Source
+from uner_jax.extraction.corpus.job import Job, Source
 from uner_jax.records import InputError, content_suffix, open_bytes, open_parquet, read_lines, strings_as_bytes
 
 Form = Literal["json", "row", "cells", "text", "file", "fault"]

@@ -6,7 +6,7 @@ from typing import BinaryIO
 
 import zstandard
 
-from uner_jax.extraction.corpus_job import Job, Source, digests_of
+from uner_jax.extraction.corpus.job import Job, Source, digests_of
 from uner_jax.records import InputError, atomic_path
 
 NAME = "stdin"

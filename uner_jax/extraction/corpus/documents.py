@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from uner_jax.extraction.corpus_files import LONGEST_RECORD, UNREADABLE, Raw
-from uner_jax.extraction.corpus_job import Job
+from uner_jax.extraction.corpus.files import LONGEST_RECORD, UNREADABLE, Raw
+from uner_jax.extraction.corpus.job import Job
 from uner_jax.records import InputError, open_bytes
 
 BYTES_A_CHARACTER = 4  # of UTF-8, at most

@@ -16,9 +16,9 @@ import pyarrow as pa
 from etils import epath
 
 from uner_jax.data.storage import as_path, is_remote, local_directory
-from uner_jax.extraction.corpus import COUNTS
-from uner_jax.extraction.corpus_job import Job, Source, differences, identity, model_digest
-from uner_jax.extraction.corpus_parts import is_whole, json_line, write_part
+from uner_jax.extraction.corpus.job import Job, Source, differences, identity, model_digest
+from uner_jax.extraction.corpus.parts import is_whole, json_line, write_part
+from uner_jax.extraction.corpus.run import COUNTS
 from uner_jax.records import InputError, atomic_path
 
 # the directory of the entries, in the output

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from uner_jax.command import Progress
-from uner_jax.extraction.corpus_documents import Document, read_document
-from uner_jax.extraction.corpus_files import Raw, check_columns, read_raw
-from uner_jax.extraction.corpus_job import STDIN, Job, Source, identity, model_digest
-from uner_jax.extraction.corpus_parts import Manifest, carried_schema, locked_manifest, write_part
-from uner_jax.extraction.corpus_stdin import spooled
+from uner_jax.extraction.corpus.documents import Document, read_document
+from uner_jax.extraction.corpus.files import Raw, check_columns, read_raw
+from uner_jax.extraction.corpus.job import STDIN, Job, Source, identity, model_digest
+from uner_jax.extraction.corpus.parts import Manifest, carried_schema, locked_manifest, write_part
+from uner_jax.extraction.corpus.stdin import spooled
 from uner_jax.extraction.extractor import Extraction
 from uner_jax.records import InputError, write_json
 

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uner_jax.extraction.corpus_job import differences
-from uner_jax.extraction.corpus_parts import SCHEMA, is_whole, json_line
+from uner_jax.extraction.corpus.job import differences
+from uner_jax.extraction.corpus.parts import SCHEMA, is_whole, json_line
 from uner_jax.records import InputError, atomic_path, content_suffix, open_for_writing, open_parquet
 
 SHOWN = 20  # faults that are listed

@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from uner_jax.extraction.corpus_documents import as_json
-from uner_jax.extraction.corpus_job import Job, Source, differences
+from uner_jax.extraction.corpus.documents import as_json
+from uner_jax.extraction.corpus.job import Job, Source, differences
 from uner_jax.records import InputError, atomic_path, content_suffix, open_parquet, write_rows
 
 _SPAN = pa.struct(

@@ -1,0 +1,1 @@
+"""Corpus jobs: documents from files in, parts of records out, whatever is killed in between."""
