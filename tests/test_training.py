@@ -464,6 +464,9 @@ OTHER_ARCHITECTURE = LlamaConfig(
     attention_bias=True,
     mlp_bias=True,
     tie_word_embeddings=True,
+    family="qwen3",
+    sliding_window=280,
+    layers_without_rope=(0,),
 )
 
 

@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig as HFLlamaConfig
+from transformers import AutoConfig
 
-from uner_jax.model.config import OPTIONAL, REQUIRED, SIZES, LlamaConfig, RopeScaling, config_from_hf, config_to_hf
+from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError
@@ -32,6 +32,7 @@ from uner_jax.weights import hf, load_model, load_model_tokenizer
 from uner_jax.weights.checkpoint import checkpoint_directory, metadata_of, model_items, write_checkpoint
 from uner_jax.weights.gguf import BLOCK_NAMES, OUTER_NAMES
 from uner_jax.weights.hf import write_hf
+from uner_jax.weights.hf_config import FAMILIES, REQUIRED, SIZES, config_from_hf, config_to_hf
 from uner_jax.weights.load import load_config
 
 CONFIG = LlamaConfig(
@@ -332,15 +333,19 @@ positive = st.integers(1, 64)
 
 @st.composite
 def configs(draw) -> LlamaConfig:
-    kv_heads = draw(st.integers(1, 8))
+    """Any that Hugging Face's model of its family can be."""
+    family = draw(st.sampled_from(list(FAMILIES)))
+    about = FAMILIES[family]
+    layers, kv_heads = draw(positive), draw(st.integers(1, 8))
     number = st.floats(0.125, 1e6)
     linear = st.builds(RopeScaling, st.just("linear"), number)
     llama3 = st.builds(RopeScaling, st.just("llama3"), number, number, number, st.integers(1, 10**6))
+    without_rope = st.sets(st.integers(0, layers - 1)) if family == "smollm3" else st.just(())
     return LlamaConfig(
         vocab_size=draw(positive),
         hidden_size=draw(positive) * 2,
         intermediate_size=draw(positive),
-        num_hidden_layers=draw(positive),
+        num_hidden_layers=layers,
         num_attention_heads=kv_heads * draw(st.integers(1, 8)),
         num_key_value_heads=kv_heads,
         head_dim=2 * draw(positive),
@@ -348,9 +353,11 @@ def configs(draw) -> LlamaConfig:
         rms_norm_eps=draw(st.floats(1e-8, 1e-3)),
         rope_theta=draw(number),
         rope_scaling=draw(st.none() | linear | llama3),
-        attention_bias=draw(st.booleans()),
-        mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+        family=family,
+        sliding_window=draw(st.none() | st.integers(1, 10**6)) if about.window else None,
+        layers_without_rope=tuple(sorted(draw(without_rope))),
+        **{switch: draw(st.booleans()) for switch in about.switches},
     )
 
 
@@ -360,7 +367,7 @@ def through_json(fields: dict[str, Any]) -> dict[str, Any]:
 
 def as_transformers_4(config: LlamaConfig, kind_key: str) -> dict[str, Any]:
     """The fields as transformers 4 wrote them."""
-    fields = config_to_hf(config) | {"model_type": "llama", "torch_dtype": "bfloat16"}
+    fields = config_to_hf(config) | {"torch_dtype": "bfloat16"}
     rope = fields.pop("rope_parameters")
     fields["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
@@ -370,8 +377,7 @@ def as_transformers_4(config: LlamaConfig, kind_key: str) -> dict[str, Any]:
 
 @given(configs())
 def test_a_config_comes_back_from_the_fields_of_either_transformers(config):
-    fields = config_to_hf(config) | {"model_type": "llama"}
-    assert config_from_hf(through_json(fields), "config.json") == config
+    assert config_from_hf(through_json(config_to_hf(config)), "config.json") == config
     for kind_key in ("type", "rope_type", "type+rope_type"):
         assert config_from_hf(through_json(as_transformers_4(config, kind_key)), "config.json") == config
 
@@ -380,21 +386,26 @@ def test_a_config_comes_back_from_the_fields_of_either_transformers(config):
 @given(configs())
 def test_a_config_comes_back_from_what_transformers_makes_of_it(config):
     fields = config_to_hf(config) | {"hidden_size": config.num_attention_heads * config.head_dim}
-    found = config_from_hf(through_json(HFLlamaConfig(**fields).to_dict()), "config.json")
+    found = config_from_hf(through_json(AutoConfig.for_model(**fields).to_dict()), "config.json")
     assert found == dataclasses.replace(config, hidden_size=fields["hidden_size"])
 
 
-def test_fields_left_out_have_the_values_of_transformers():
-    sizes = {name: getattr(CONFIG, name) for name in SIZES}
-    bare = config_from_hf({"model_type": "llama"} | sizes, "config.json")
-    assert config_from_hf(HFLlamaConfig(**sizes).to_dict(), "config.json") == bare
-    nulls = dict.fromkeys([*OPTIONAL, "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling"])
-    assert config_from_hf({"model_type": "llama"} | sizes | nulls, "config.json") == bare
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_left_out_have_the_values_of_transformers(family):
+    sizes = {name: getattr(CONFIG, name) for name in SIZES} | {"hidden_size": 64, "num_attention_heads": 32}
+    fields = {"model_type": family} | sizes
+    bare = config_from_hf(fields, "config.json")
+    assert config_from_hf(AutoConfig.for_model(family, **sizes).to_dict(), "config.json") == bare
+    defaults = dict.fromkeys([*FAMILIES[family].defaults(), "rope_theta", "rope_scaling"])
+    assert config_from_hf(fields | defaults, "config.json") == bare
+    # where a null stands, and no default: what follows from the other sizes.
+    derived = config_from_hf(fields | {"num_key_value_heads": None, "head_dim": None}, "config.json")
+    assert (derived.num_key_value_heads, derived.head_dim) == (32, 2)
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 WRONG_FIELDS = {
-    "other architecture": ({"model_type": "mistral"}, "model_type 'mistral' is not supported; expected \"llama\""),
+    "other architecture": ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported; expected one of 'llama'"),
     "no architecture": ({"model_type": None}, "model_type None"),
     "unknown field": ({"attn_logit_softcapping": 50.0, "a": 1}, "unknown field(s) a, attn_logit_softcapping"),
     "no size": ({"vocab_size": None}, "missing or not a whole number above 0: vocab_size"),
@@ -423,7 +434,7 @@ UNSUPPORTED = {
     "attention_dropout": 0.1,
     "partial_rotary_factor": 0.5,
     "rope_interleaved": True,
-    "sliding_window": 4096,
+    "use_mrope": True,
     "quantization_config": {"bits": 4},
 }
 
@@ -432,14 +443,14 @@ UNSUPPORTED = {
 def test_a_field_that_is_wrong_is_named(name):
     change, words = WRONG_FIELDS[name]
     with pytest.raises(InputError) as error:
-        config_from_hf(config_to_hf(CONFIG) | {"model_type": "llama"} | change, "model/config.json")
+        config_from_hf(config_to_hf(CONFIG) | change, "model/config.json")
     assert str(error.value).startswith("model/config.json: ")
     assert words in str(error.value)
 
 
 @pytest.mark.parametrize("field", REQUIRED)
 def test_a_field_with_one_supported_value_refuses_others(field):
-    fields = config_to_hf(CONFIG) | {"model_type": "llama"}
+    fields = config_to_hf(CONFIG)
     for value in REQUIRED[field]:
         assert config_from_hf(fields | {field: value}, "config.json") == CONFIG
     with pytest.raises(InputError) as error:
@@ -638,7 +649,8 @@ def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
             "lacks the tensor token_embd.weight",
         ),
         ({name: tensor for name, tensor in whole.items() if name != gate}, {}, f"lacks 1 tensor(s): {gate}"),
-        (whole | {"rope_freqs.weight": np.ones(4, np.float32)}, {}, "rope_freqs (llama3 scaling) is not supported"),
+        (whole | {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}, {}, "rope_freqs are not those of Llama 3.1"),
+        (whole | {"rope_freqs.weight": np.ones(3, np.float32)}, {}, "rope_freqs are not those of Llama 3.1"),
         (whole | {"extra.weight": np.ones(4, np.float32)}, {}, "tensor 'extra.weight' is not one of a LLaMA"),
         (whole | {gate: whole[gate][:8]}, {}, f"{gate} has shape (8, 32); the config says (24, 32)"),
         (quantised, raw_dtypes, "token_embd.weight is quantised as Q8_1"),

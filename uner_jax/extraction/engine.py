@@ -81,13 +81,13 @@ class Engine:
         self._batch_size = batch_size * copies
         self._batch_tokens = batch_tokens * copies
         self._max_new_tokens = max_new_tokens
-        self._draft = Draft(tuple(draft), eos_id, model.config.max_position_embeddings)
+        self._draft = Draft(tuple(draft), eos_id, model.config.longest_row)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Yield (place in `requests`, answer) as the answers come.
 
         An answer does not depend on the other requests. Raises InputError if a prompt leaves no room
-        for an answer within `max_position_embeddings`.
+        for an answer within the model's `longest_row`.
         """
         yield from self._answered(requests, DecodePool.write)
 
