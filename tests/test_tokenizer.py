@@ -351,7 +351,7 @@ def byte_level_gguf(path: Path, **fields) -> Path:
 
 def test_pre_tokenizers_of_byte_level_ggufs(tmp_path):
     pieces = {}
-    for pre in ("gpt-2", "smollm", "llama-bpe"):
+    for pre in ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2"):
         loaded = load_tokenizer(byte_level_gguf(tmp_path / f"{pre}.gguf", add_tokenizer_pre=pre, add_bos_token_id=260))
         pieces[pre] = [loaded.backend.id_to_token(i) for i in loaded.encode(" x1234")]
         assert loaded.adds_bos == (pre == "llama-bpe") and loaded.decode(loaded.encode(" x1234")) == " x1234"
@@ -359,12 +359,14 @@ def test_pre_tokenizers_of_byte_level_ggufs(tmp_path):
         "gpt-2": ["Ġx", "1234"],
         "smollm": ["Ġx", "1", "2", "3", "4"],
         "llama-bpe": ["Ġx", "123", "4"],
+        "smaug-bpe": ["Ġx", "123", "4"],
+        "qwen2": ["Ġx", "1", "2", "3", "4"],
     }
 
 
 def test_ggufs_that_cannot_be_rebuilt(tmp_path):
-    with pytest.raises(InputError, match=r"tokenizer.ggml.pre must be one of .*llama-bpe.* found 'qwen2'"):
-        load_tokenizer(byte_level_gguf(tmp_path / "a.gguf", add_tokenizer_pre="qwen2"))
+    with pytest.raises(InputError, match=r"tokenizer.ggml.pre must be one of .*llama-bpe.* found 'tekken'"):
+        load_tokenizer(byte_level_gguf(tmp_path / "a.gguf", add_tokenizer_pre="tekken"))
     with pytest.raises(InputError, match="the eos id 999 is not in the vocabulary"):
         load_tokenizer(byte_level_gguf(tmp_path / "b.gguf", add_eos_token_id=999))
     with pytest.raises(InputError, match="merges do not fit"):
@@ -378,7 +380,7 @@ def test_ggufs_that_cannot_be_rebuilt(tmp_path):
     whole = (tmp_path / "a.gguf").read_bytes()
     for size in (0, 3, 10, 40, 200, len(whole) // 2):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"cut.gguf: not a readable GGUF"):
+        with pytest.raises(InputError, match=r"cut.gguf: not readable as GGUF"):
             load_tokenizer(tmp_path / "cut.gguf")
 
 

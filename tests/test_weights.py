@@ -29,7 +29,7 @@ from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights import hf, load_model, load_model_tokenizer
-from uner_jax.weights.checkpoint import checkpoint_directory, metadata_of, model_items, write_checkpoint
+from uner_jax.weights.checkpoint import checkpoint_directory, config_of, metadata_of, model_items, write_checkpoint
 from uner_jax.weights.gguf import BLOCK_NAMES, OUTER_NAMES
 from uner_jax.weights.hf import write_hf
 from uner_jax.weights.hf_config import FAMILIES, REQUIRED, SIZES, config_from_hf, config_to_hf
@@ -50,6 +50,9 @@ CONFIG = LlamaConfig(
 CONFIGS = {
     "plain": CONFIG,
     "tied": dataclasses.replace(CONFIG, tie_word_embeddings=True, num_key_value_heads=4),
+    "mistral": dataclasses.replace(CONFIG, family="mistral", sliding_window=48),
+    "qwen2": dataclasses.replace(CONFIG, family="qwen2"),
+    "smollm3": dataclasses.replace(CONFIG, family="smollm3", layers_without_rope=(1,), tie_word_embeddings=True),
     "biases": dataclasses.replace(
         CONFIG,
         attention_bias=True,
@@ -127,6 +130,21 @@ def test_a_checkpoint_comes_through_bit_for_bit(name, dtype, tokenizer, tmp_path
     assert found.fingerprint == tokenizer.fingerprint
     assert (found.bos_id, found.eos_id, found.pad_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     assert found.encode("Once upon a time") == tokenizer.encode("Once upon a time")
+
+
+def test_a_checkpoint_that_is_older_than_a_field_of_the_config_has_its_default():
+    fields = through_json(dataclasses.asdict(CONFIG))
+    for name in ("family", "sliding_window", "layers_without_rope"):
+        del fields[name]
+    assert config_of({"model_config": fields}) == CONFIG
+
+
+def test_what_the_family_of_a_config_has_no_field_for_is_not_written(tokenizer, tmp_path):
+    for name, value in {"sliding_window": 48, "layers_without_rope": (1,)}.items():
+        model = random_model(dataclasses.replace(CONFIG, **{name: value}))
+        with pytest.raises(InputError, match=f"a model of the family 'llama' has no {name} in Hugging Face's form"):
+            write_hf(model, tokenizer, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
 
 
 def test_a_model_is_written_and_read_in_the_dtype_asked_for(tokenizer, tmp_path):
@@ -243,7 +261,8 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
     write_hf(model, tokenizer, tmp_path / "directory")
     write_checkpoint(model, tokenizer, tmp_path / "checkpoint")
     write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
-    paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf")]
+    write_hf(random_model(dataclasses.replace(CONFIG, family="qwen3")), tokenizer, tmp_path / "qwen3")
+    paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf", "qwen3")]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES, *paths],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
@@ -499,6 +518,14 @@ DAMAGE = {
     "config of other sizes": (
         lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=1)),
         ["has unknown 9 tensor(s): model.layers.1.input_layernorm.weight", " ..."],
+    ),
+    "config of absurd sizes": (
+        lambda d: edit_json(d / "config.json", lambda fields: fields.update(intermediate_size=2**60)),
+        ["down_proj.weight has shape (32, 24); the config says (32, 1152921504606846976)"],
+    ),
+    "config of absurdly many layers": (
+        lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=2**60)),
+        ["the config says 1152921504606846976 layers; the weights are 21 tensors"],
     ),
     "missing tensor": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), ["lacks 1 tensor(s)", QUERY]),
     "unknown tensor": (

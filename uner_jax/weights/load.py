@@ -120,12 +120,17 @@ def _file_dtype(source: Tensors) -> np.dtype:
 
 
 def _check_names(source: Tensors, ours: set[str]) -> None:
+    found = source.names()
+    if source.config.num_hidden_layers > len(found):
+        raise InputError(
+            f"{source.where}: the config says {source.config.num_hidden_layers} layers; "
+            f"the weights are {len(found)} tensors"
+        )
     expected = set()
     for name in ours:
         theirs = TENSOR_NAMES[name]
         layers = range(source.config.num_hidden_layers) if theirs.per_layer else range(1)
         expected |= {theirs.name.format(layer=layer) for layer in layers}
-    found = source.names()
     if source.config.tie_word_embeddings:
         found -= {TENSOR_NAMES["head"].name}  # a copy of the embedding that some exports carry
     missing, unknown = sorted(expected - found), sorted(found - expected)
@@ -152,8 +157,12 @@ def _read_parameter(source: Tensors, name: str, leaf: jax.ShapeDtypeStruct) -> j
         if not theirs.per_layer:
             return np.asarray(tensor(0)[index], leaf.dtype)
         layers = range(leaf.shape[0])[index[0]]
-        stacked = np.empty(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-        for place, layer in enumerate(layers):
+        # the first is read before room is made for all: its shape is what the config says, or there is none.
+        first = tensor(layers[0])[index[1:]]
+        stacked = np.empty((len(layers), *first.shape), leaf.dtype)
+        stacked[0] = first
+        del first
+        for place, layer in enumerate(layers[1:], 1):
             stacked[place] = tensor(layer)[index[1:]]
         return stacked
 
