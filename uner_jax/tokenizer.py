@@ -384,6 +384,8 @@ def _declared_ids(backend: tokenizers.Tokenizer, directory: Path, files: tuple[s
     found: dict[str, int] = {}
     for file in files:
         values = _read_object(directory / file)
+        if values.get("bos_token", "") is None:  # its BOS is none, whatever id the model's config names.
+            found.pop("bos", None)
         for name in ("bos", "eos", "pad"):
             token_id, token = values.get(f"{name}_token_id"), values.get(f"{name}_token")
             token = token.get("content") if isinstance(token, dict) else token
