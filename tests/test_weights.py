@@ -422,6 +422,153 @@ def test_fields_left_out_have_the_values_of_transformers(family):
     assert (derived.num_key_value_heads, derived.head_dim) == (32, 2)
 
 
+def published(model_type: str, sizes: str, **fields) -> dict[str, Any]:
+    """A config.json as it is published; sizes: vocabulary, width, MLP, layers, heads, key-value heads, length."""
+    names = [*SIZES, "num_key_value_heads", "max_position_embeddings"]
+    whole = dict(zip(names, map(int, sizes.split()), strict=True))
+    always = {"architectures": ["X"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
+    return whole | always | {"model_type": model_type, "hidden_act": "silu", "torch_dtype": "bfloat16"} | fields
+
+
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+QWEN = {"use_sliding_window": False, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+# with what is to be read out of them
+PUBLISHED = {
+    "LLaMA 1 7B": (published("llama", "32000 4096 11008 32 32 32 2048", max_sequence_length=2048), {"head_dim": 128}),
+    "Llama 2 70B": (
+        published("llama", "32000 8192 28672 80 64 8 4096", pretraining_tp=1, rope_scaling=None, rms_norm_eps=1e-5),
+        {"longest_row": 4096, "rope_scaling": None},
+    ),
+    "Llama 3 8B": (published("llama", "128256 4096 14336 32 32 8 8192", rope_theta=5e5), {"rope_theta": 5e5}),
+    "Llama 3.1 8B": (
+        published(
+            "llama",
+            "128256 4096 14336 32 32 8 131072",
+            rope_scaling=LLAMA3_ROPE | {"factor": 8.0, "rope_type": "llama3"},
+        ),
+        {"rope_scaling": RopeScaling("llama3", 8.0), "longest_row": 131_072},
+    ),
+    "Llama 3.2 1B": (
+        published(
+            "llama",
+            "128256 2048 8192 16 32 8 131072",
+            head_dim=64,
+            tie_word_embeddings=True,
+            rope_scaling=LLAMA3_ROPE | {"factor": 32.0, "rope_type": "llama3"},
+        ),
+        {"rope_scaling": RopeScaling("llama3", 32.0), "tie_word_embeddings": True},
+    ),
+    "Mistral 7B": (
+        published("mistral", "32000 4096 14336 32 32 8 32768", sliding_window=4096),
+        {"longest_row": 4096, "head_dim": 128},
+    ),
+    "Mistral 7B 0.3": (
+        published("mistral", "32768 4096 14336 32 32 8 32768", sliding_window=None, rope_theta=1e6),
+        {"longest_row": 32_768},
+    ),
+    "Mistral Nemo": (
+        published("mistral", "131072 5120 14336 40 32 8 131072", sliding_window=None, head_dim=128),
+        {"head_dim": 128, "longest_row": 131_072},
+    ),
+    "Qwen2 7B": (
+        published("qwen2", "152064 3584 18944 28 28 4 131072", sliding_window=131_072, max_window_layers=28, **QWEN),
+        {"sliding_window": None, "longest_row": 131_072, "query_key_value_bias": True, "attention_bias": False},
+    ),
+    "Qwen2.5 0.5B": (
+        published(
+            "qwen2",
+            "151936 896 4864 24 14 2 32768",
+            sliding_window=32_768,
+            max_window_layers=24,
+            tie_word_embeddings=True,
+            use_mrope=False,
+            **QWEN,
+        ),
+        {"head_dim": 64, "tie_word_embeddings": True},
+    ),
+    "Qwen3 0.6B": (
+        published(
+            "qwen3",
+            "151936 1024 3072 28 16 8 40960",
+            head_dim=128,
+            attention_bias=False,
+            sliding_window=None,
+            max_window_layers=28,
+            tie_word_embeddings=True,
+            rope_scaling=None,
+            **QWEN,
+        ),
+        {"head_dim": 128, "query_key_norm": True, "query_key_value_bias": False},
+    ),
+    "SmolLM2 135M": (
+        published(
+            "llama", "49152 576 1536 30 9 3 8192", is_llama_config=True, rope_interleaved=False, rope_theta=100_000
+        ),
+        {"head_dim": 64, "rope_theta": 100_000.0},
+    ),
+    "SmolLM3 3B": (
+        published(
+            "smollm3",
+            "128256 2048 11008 36 16 4 65536",
+            attention_bias=False,
+            mlp_bias=False,
+            layer_types=["full_attention"] * 36,
+            max_window_layers=28,
+            no_rope_layer_interval=4,
+            no_rope_layers=[1, 1, 1, 0] * 9,
+            pretraining_tp=2,
+            rope_theta=5e6,
+            sliding_window=None,
+            use_sliding_window=False,
+        ),
+        {"layers_without_rope": tuple(range(3, 36, 4)), "tie_word_embeddings": True, "sliding_window": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read_as_they_are_meant(name):
+    fields, expected = PUBLISHED[name]
+    config = config_from_hf(fields, "config.json")
+    assert config.family == fields["model_type"]
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+def layered(**change) -> dict[str, Any]:
+    return config_to_hf(dataclasses.replace(CONFIG, family="qwen3")) | change
+
+
+WINDOWS = {
+    "none is used": (layered(sliding_window=8), None),
+    "over all layers": (layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=0), 8),
+    "behind the last layer": (
+        layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=2),
+        None,
+    ),
+    "of null": (layered(use_sliding_window=True, sliding_window=None, layer_types=None, max_window_layers=0), None),
+    "over some layers": (
+        layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=1),
+        "sliding_attention in 1 of 2 layers with a window of 8 is not supported",
+    ),
+    "over layers, but none given": (layered(layer_types=["sliding_attention"] * 2), "with a window of None"),
+    "too few kinds": (layered(layer_types=["full_attention"]), "layer_types must have"),
+    "other kinds": (layered(layer_types=["full_attention", "chunked_attention"]), "layer_types must have"),
+    "no number": (layered(sliding_window="8"), "sliding_window = '8'"),
+    "below 0": (layered(max_window_layers=-1), "max_window_layers = -1"),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_counts_where_all_layers_have_it(name):
+    fields, expected = WINDOWS[name]
+    if not isinstance(expected, str):
+        assert config_from_hf(fields, "config.json").sliding_window == expected
+        return
+    with pytest.raises(InputError) as error:
+        config_from_hf(fields, "config.json")
+    assert expected in str(error.value)
+
+
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 WRONG_FIELDS = {
     "other architecture": ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported; expected one of 'llama'"),
@@ -432,6 +579,11 @@ WRONG_FIELDS = {
     "size of a wrong type": ({"hidden_size": "32"}, "not a whole number above 0: hidden_size"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of"),
     "key-value heads of a wrong type": ({"num_key_value_heads": "2"}, "num_key_value_heads = '2'"),
+    "a bias that the family has not": ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias = True is not supported"),
+    "layers that may rotate or not": (
+        {"model_type": "smollm3", "no_rope_layers": [1, 2]},
+        "no_rope_layers must have a 1 (rotary positions) or 0 (none) for each of the 2 layers",
+    ),
     "odd heads": ({"head_dim": 7}, "head_dim 7 is odd"),
     "epsilon of a wrong type": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'"),
     "bias of a wrong type": ({"mlp_bias": 1}, "mlp_bias = 1"),
