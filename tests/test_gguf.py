@@ -180,6 +180,7 @@ HOSTILE = {
     "another shape": (GATE, 12, "<Q", 31, "mlp.gate_proj.weight has shape (31, 32); the config says (32, 32)"),
     "a tensor of no type": (GATE, 20, "<I", 99, "is quantised as type 99, which is not supported"),
     "a tensor of integers": (GATE, 20, "<I", 24, "is quantised as I8, which is not supported"),
+    "a tensor as no file has it": (GATE, 20, "<I", 9, "is quantised as Q8_1, which is not supported"),
     "a tensor behind the end": (GATE, 24, "<Q", HUGE, "ends at byte"),
     "layers without tensors": ("llama.block_count", 4, "<I", 2**31, "block_count is 2147483648, more than the 12"),
     "a width of no tensor": ("llama.embedding_length", 4, "<I", 2**31, "embedding_length is 2147483648, more than"),

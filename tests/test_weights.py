@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,16 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
+from tiny_gguf import gguf_fields, write_gguf
 from transformers import AutoConfig
 
 from uner_jax.model.config import LlamaConfig, RopeScaling
@@ -30,7 +32,6 @@ from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights import hf, load_model, load_model_tokenizer
 from uner_jax.weights.checkpoint import checkpoint_directory, config_of, metadata_of, model_items, write_checkpoint
-from uner_jax.weights.gguf import BLOCK_NAMES, OUTER_NAMES
 from uner_jax.weights.hf import write_hf
 from uner_jax.weights.hf_config import FAMILIES, REQUIRED, SIZES, config_from_hf, config_to_hf
 from uner_jax.weights.load import load_config
@@ -260,7 +261,7 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
     model = random_model(CONFIG)
     write_hf(model, tokenizer, tmp_path / "directory")
     write_checkpoint(model, tokenizer, tmp_path / "checkpoint")
-    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
+    write_float32_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
     write_hf(random_model(dataclasses.replace(CONFIG, family="qwen3")), tokenizer, tmp_path / "qwen3")
     paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf", "qwen3")]
     done = subprocess.run(
@@ -277,54 +278,16 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
 # ---- GGUF
 
 
-def gguf_fields(config: LlamaConfig) -> dict[str, Any]:
-    """What llama.cpp writes of a LLaMA."""
-    return {
-        "general.architecture": "llama",
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
-    }
-
-
-def write_gguf(path: Path, weights: dict[str, np.ndarray], fields: dict[str, Any], raw_dtypes: dict[str, Any] = {}):  # noqa: B006
-    """A GGUF of Hugging Face's tensors: other names, and rotary channels in interleaved pairs."""
-    writer = gguf.GGUFWriter(path, str(fields.get("general.architecture", "")))
-    for key, value in fields.items():
-        if key == "general.architecture" or value is None:
-            continue
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(key, value)
-    ours = {hf_name: name for name, hf_name in (BLOCK_NAMES | OUTER_NAMES).items()}
-    for hf_name, tensor in weights.items():
-        *parts, kind = hf_name.removeprefix("model.layers.").split(".")
-        name = (
-            f"blk.{parts[0]}.{ours['.'.join(parts[1:])]}"
-            if parts[0].isdigit()
-            else ours.get(".".join(parts), parts[-1])
-        )
-        if parts[-1] in ("q_proj", "k_proj"):
-            halves = tensor.reshape(-1, 2, CONFIG.head_dim // 2, *tensor.shape[1:])
-            tensor = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
-        writer.add_tensor(f"{name}.{kind}", tensor, raw_dtype=raw_dtypes.get(hf_name))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_float32_gguf(path: Path, weights: dict[str, np.ndarray], fields: dict[str, Any]):
+    """A GGUF of Hugging Face's tensors, not quantised."""
+    write_gguf(path, {name: (Kind.F32, tensor) for name, tensor in weights.items()}, fields, CONFIG.head_dim)
 
 
 @pytest.mark.parametrize("name", ["plain", "tied"])
 def test_a_gguf_is_the_model_of_its_directory(name, tokenizer, tmp_path):
     config = dataclasses.replace(CONFIGS[name], attention_bias=True, mlp_bias=True)
     write_hf(random_model(config), tokenizer, tmp_path / "model")
-    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "model"), gguf_fields(config))
+    write_float32_gguf(tmp_path / "model.gguf", tensors(tmp_path / "model"), gguf_fields(config))
     loaded = load_model(tmp_path / "model.gguf", dtype=None)
     assert_same_model(loaded, random_model(config))
 
@@ -576,6 +539,8 @@ WRONG_FIELDS = {
     "unknown field": ({"attn_logit_softcapping": 50.0, "a": 1}, "unknown field(s) a, attn_logit_softcapping"),
     "no size": ({"vocab_size": None}, "missing or not a whole number above 0: vocab_size"),
     "no heads": ({"num_attention_heads": 0}, "not a whole number above 0: num_attention_heads"),
+    "architecture of a wrong type": ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
+    "no finite base": ({"rope_parameters": {"rope_theta": math.inf}}, "rope_theta = inf"),
     "size of a wrong type": ({"hidden_size": "32"}, "not a whole number above 0: hidden_size"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of"),
     "key-value heads of a wrong type": ({"num_key_value_heads": "2"}, "num_key_value_heads = '2'"),
@@ -677,7 +642,7 @@ DAMAGE = {
     ),
     "config of absurdly many layers": (
         lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=2**60)),
-        ["the config says 1152921504606846976 layers; the weights are 21 tensors"],
+        ["config.json: num_hidden_layers = 1152921504606846976; expected at most 10000"],
     ),
     "missing tensor": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), ["lacks 1 tensor(s)", QUERY]),
     "unknown tensor": (
@@ -791,7 +756,11 @@ GGUF_DAMAGE = {
     "scaling": (FIELDS | {"llama.rope.scaling.type": "linear"}, "rotary scaling of a GGUF file is not supported"),
     "experts": (FIELDS | {"llama.expert_count": 8}, "mixture of experts"),
     "part of a head": (FIELDS | {"llama.rope.dimension_count": 4}, "rotary positions on a part of each head"),
-    "missing field": (FIELDS | {"llama.block_count": None}, "llama.block_count must be a positive number, found None"),
+    "one part of two": (FIELDS | {"split.count": 2}, "one of several parts of a model"),
+    "missing field": (
+        {name: value for name, value in FIELDS.items() if name != "llama.block_count"},
+        "llama.block_count must be a positive number, found None",
+    ),
     "no heads": (FIELDS | {"llama.attention.head_count": 0}, "llama.attention.head_count must be a positive number"),
     "other heads": (
         FIELDS | {"llama.attention.head_count": 3, "llama.attention.head_count_kv": 3},
@@ -809,7 +778,7 @@ GGUF_DAMAGE = {
 def test_what_is_wrong_with_the_fields_of_a_gguf_is_said(name, sources, tmp_path):
     fields, words = GGUF_DAMAGE[name]
     path = tmp_path / "model.gguf"
-    write_gguf(path, tensors(sources / "directory"), fields)
+    write_float32_gguf(path, tensors(sources / "directory"), fields)
     with pytest.raises(InputError) as error:
         load_model(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -819,24 +788,17 @@ def test_what_is_wrong_with_the_fields_of_a_gguf_is_said(name, sources, tmp_path
 def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
     whole = tensors(sources / "directory")
     embedding, gate = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"
-    quantised = whole | {embedding: np.zeros((512, 40), np.uint8)}
-    raw_dtypes = {embedding: gguf.GGMLQuantizationType.Q8_1}
     changes = [
-        (
-            {name: tensor for name, tensor in whole.items() if name != embedding},
-            {},
-            "lacks the tensor token_embd.weight",
-        ),
-        ({name: tensor for name, tensor in whole.items() if name != gate}, {}, f"lacks 1 tensor(s): {gate}"),
-        (whole | {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}, {}, "rope_freqs are not those of Llama 3.1"),
-        (whole | {"rope_freqs.weight": np.ones(3, np.float32)}, {}, "rope_freqs are not those of Llama 3.1"),
-        (whole | {"extra.weight": np.ones(4, np.float32)}, {}, "tensor 'extra.weight' is not one of a LLaMA"),
-        (whole | {gate: whole[gate][:8]}, {}, f"{gate} has shape (8, 32); the config says (24, 32)"),
-        (quantised, raw_dtypes, "token_embd.weight is quantised as Q8_1"),
+        ({name: tensor for name, tensor in whole.items() if name != embedding}, "lacks the tensor token_embd.weight"),
+        ({name: tensor for name, tensor in whole.items() if name != gate}, f"lacks 1 tensor(s): {gate}"),
+        (whole | {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}, "rope_freqs are not those of Llama 3.1"),
+        (whole | {"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs are not those of Llama 3.1"),
+        (whole | {"extra.weight": np.ones(4, np.float32)}, "tensor 'extra.weight' is not one of a LLaMA"),
+        (whole | {gate: whole[gate][:8]}, f"{gate} has shape (8, 32); the config says (24, 32)"),
     ]
-    for number, (weights, raw, words) in enumerate(changes):
+    for number, (weights, words) in enumerate(changes):
         path = tmp_path / f"{number}.gguf"
-        write_gguf(path, weights, FIELDS, raw)
+        write_float32_gguf(path, weights, FIELDS)
         with pytest.raises(InputError) as error:
             load_model(path)
         assert str(error.value).startswith(f"{path}: ")
@@ -845,7 +807,7 @@ def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
 
 def test_a_gguf_cut_anywhere_is_refused(sources, tmp_path):
     path = tmp_path / "model.gguf"
-    write_gguf(path, tensors(sources / "directory"), FIELDS)
+    write_float32_gguf(path, tensors(sources / "directory"), FIELDS)
     whole = path.read_bytes()
     header = whole.index(b"output_norm.weight")
     # the last bytes may be padding behind the last tensor.

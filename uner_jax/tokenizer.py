@@ -313,7 +313,7 @@ def _gguf_fields(path: Path) -> dict[str, Any]:
         if not isinstance(value, GGUF_FIELDS[key]) or (isinstance(value, bool) and GGUF_FIELDS[key] is int):
             raise InputError(f"{path}: {prefix}{key} is of another type than llama.cpp gives it: {value!r:.60}")
     for key in ("tokens", "token_type"):
-        if len(found.get(key, ())) != len(found.get("tokens", ())) or key not in found:
+        if key not in found or len(found[key]) != len(found["tokens"]):
             raise InputError(
                 f"{path}: {prefix}{key} must be there, one entry a token: the GGUF has no whole vocabulary"
             )

@@ -51,8 +51,8 @@ class LlamaConfig:
     layers_without_rope: tuple[int, ...] = ()
 
     def __post_init__(self):
-        # JSON has lists only, and a config must be hashable.
-        object.__setattr__(self, "layers_without_rope", tuple(self.layers_without_rope))
+        # JSON has lists only, and a config must be hashable; the order says nothing.
+        object.__setattr__(self, "layers_without_rope", tuple(sorted(set(self.layers_without_rope))))
         if self.num_attention_heads % self.num_key_value_heads:
             raise InputError(
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "

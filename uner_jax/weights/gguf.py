@@ -40,6 +40,8 @@ class GGUFTensors:
         # pages of the file, read as they are asked for.
         self._bytes = np.memmap(path, np.uint8, "r")
         try:
+            if head.fields.get("split.count", 1) != 1:
+                raise InputError("one of several parts of a model; merge them with llama.cpp's gguf-split --merge")
             self._interleaved = ARCHITECTURES[architecture_name(head.fields)].interleaved
             for tensor in head.tensors.values():
                 self._check(tensor)

@@ -1,6 +1,7 @@
 """The fields of a Hugging Face `config.json`, in and out, of the families that are LLaMAs with declared differences."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,6 +100,8 @@ FAMILIES: dict[Family, HFFamily] = {
 # smollm3's layers of which the last does not rotate.
 FIRST_WINDOWED = 28
 NO_ROPE_INTERVAL = 4
+# far beyond any model: lists of so many layers are made before a weight is seen.
+MOST_LAYERS = 10_000
 WINDOWED, WHOLE = "sliding_attention", "full_attention"
 
 
@@ -108,7 +111,7 @@ def config_from_hf(fields: Mapping[str, Any], where: str) -> LlamaConfig:
     Raises InputError that names an architecture, a field or a value that this model does not compute.
     """
     family = fields.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise InputError(
             f"{where}: model_type {family!r} is not supported; expected one of {', '.join(map(repr, FAMILIES))}"
         )
@@ -148,6 +151,8 @@ def _check_fields(fields: Mapping[str, Any], family: Family, where: str) -> None
     missing = [name for name in SIZES if not _is_like(fields.get(name), 1)]
     if missing:
         raise InputError(f"{where}: field(s) missing or not a whole number above 0: {', '.join(missing)}")
+    if fields["num_hidden_layers"] > MOST_LAYERS:
+        raise InputError(f"{where}: num_hidden_layers = {fields['num_hidden_layers']}; expected at most {MOST_LAYERS}")
     for name, default in about.defaults().items():
         _check_like(fields, name, default, where)
 
@@ -207,10 +212,10 @@ def _sliding_window(fields: Mapping[str, Any], family: Family, without_rope: tup
 
 
 def _is_like(value: Any, example: bool | int | float) -> bool:
-    """Whether it is a bool as the example is, or a number above 0, whole if the example is; 0 if the example is 0."""
+    """Whether it is a bool like the example, or a finite number above 0, whole if that is; 0 as well if that is 0."""
     if isinstance(example, bool) or isinstance(value, bool):
         return isinstance(example, bool) and isinstance(value, bool)
-    return isinstance(value, (int, type(example))) and (value > 0 or value == example == 0)
+    return isinstance(value, (int, type(example))) and (0 < value < math.inf or value == example == 0)
 
 
 def _check_like(fields: Mapping[str, Any], name: str, example: bool | int | float, where: str) -> None:
