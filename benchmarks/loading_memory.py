@@ -28,13 +28,14 @@ import sys
 from pathlib import Path
 import numpy as np, ml_dtypes
 from safetensors.numpy import save_file
-from uner_jax.model.config import LlamaConfig, config_to_hf
+from uner_jax.model.config import LlamaConfig
 from uner_jax.model.parameters import abstract_model, flatten
 from uner_jax.records import write_json
+from uner_jax.weights.hf_config import config_to_hf
 from uner_jax.weights.names import TENSOR_NAMES
 directory, layers = Path(sys.argv[1]), int(sys.argv[2])
 config = LlamaConfig(32_000, 2048, 5504, layers, 16, 16, 128)
-write_json(directory / "config.json", config_to_hf(config) | {"model_type": "llama"})
+write_json(directory / "config.json", config_to_hf(config))
 weight_map = {}
 for name, leaf in flatten(abstract_model(config)).items():
     theirs = TENSOR_NAMES[name]

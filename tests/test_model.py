@@ -54,6 +54,9 @@ OTHER = {
     "attention_bias": True,
     "mlp_bias": True,
     "tie_word_embeddings": True,
+    "family": "qwen3",
+    "sliding_window": 23,
+    "layers_without_rope": (1,),
 }
 OTHER_SCALING = {
     "kind": "linear",
@@ -288,6 +291,36 @@ def test_a_branch_is_read_as_if_it_alone_followed_its_trunk(shape):
         assert_close(np.asarray(logits_BTV)[0, own], wanted_NTV[row, len(whole) - len(own) : len(whole)])
 
 
+# what differs between the families, at least once.
+FAMILIES = {
+    "qwen2": {"family": "qwen2"},
+    "qwen3": {"family": "qwen3", "head_dim": 6},
+    "smollm3": {"family": "smollm3", "num_hidden_layers": 3, "layers_without_rope": (1,)},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_reads_on_behind_a_prefix_as_it_reads_the_whole(family):
+    model = random_model(dataclasses.replace(CONFIG, **FAMILIES[family]))
+    prefixes_CP, endings_RT = random_tokens(2, 6, seed=1), random_tokens(2, 5, seed=2)
+    pool = empty_pool(model, prefixes_CP, [6, 4], [1, 0], [0, 0], 5)
+    starts_R1 = np.asarray([[4], [6]], np.int32)
+    logits_RTV, _ = extend(model, endings_RT, starts_R1 + places(2, 5), pool)
+    for row, prefix_T in enumerate((prefixes_CP[1, :4], prefixes_CP[0])):
+        whole_BT = np.concatenate([prefix_T, endings_RT[row]])[None]
+        assert_close(logits_RTV[row], forward(model, whole_BT)[0, len(prefix_T) :])
+
+
+def test_layers_without_rotary_positions_see_the_order_of_tokens_through_the_mask_alone():
+    nowhere = dataclasses.replace(CONFIG, layers_without_rope=tuple(range(CONFIG.num_hidden_layers)))
+    tokens_BT, model = random_tokens(2, 12), random_model(nowhere)
+    plain = forward(model, tokens_BT)
+    assert_close(forward(model, tokens_BT, np.int32(3) * places(2, 12)), plain)
+    last_layer = random_model(dataclasses.replace(CONFIG, layers_without_rope=(1,)))
+    for other in (shared_model(), last_layer):
+        assert np.abs(forward(other, tokens_BT) - plain).max() > 1e-3
+
+
 def test_a_long_row_has_the_same_logits_whole_packed_and_in_a_pool():
     config = dataclasses.replace(CONFIG, max_position_embeddings=300)
     model, tokens_BT = random_model(config), random_tokens(2, 140)
@@ -364,8 +397,8 @@ def changes_output(config: LlamaConfig) -> bool:
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(LlamaConfig)])
 def test_every_field_of_the_config_changes_the_output(field):
     config = dataclasses.replace(CONFIG, **{field: OTHER[field]})
-    if field == "max_position_embeddings":
-        with pytest.raises(ValueError, match="24 tokens exceed max_position_embeddings 23"):
+    if field in ("max_position_embeddings", "sliding_window"):
+        with pytest.raises(ValueError, match=f"24 tokens exceed {field} 23"):
             random_model(config)(random_tokens(1, TOKENS))
         assert forward(random_model(config), random_tokens(1, 23)).shape == (1, 23, CONFIG.vocab_size)
     else:
@@ -383,6 +416,9 @@ def test_every_field_of_the_rotary_scaling_changes_the_output(field):
     [
         ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
+        ({"family": "gemma"}, "family 'gemma' is not supported; expected one of llama, mistral"),
+        ({"sliding_window": 0}, "sliding_window must be at least 1 token, found 0"),
+        ({"layers_without_rope": (0, 2)}, "names a layer outside of 0..1"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(fields, words):
@@ -393,7 +429,7 @@ def test_sizes_that_do_not_fit_are_refused(fields, words):
 # ---- where parameters lie
 
 AXIS_NAMES = {field.name for field in dataclasses.fields(ShardingRules)}
-MANY_PARAMETERS = dataclasses.replace(CONFIG, attention_bias=True, mlp_bias=True)
+MANY_PARAMETERS = dataclasses.replace(CONFIG, attention_bias=True, mlp_bias=True, family="qwen3")
 
 
 def test_every_parameter_has_one_logical_axis_a_dimension_and_a_hugging_face_name():

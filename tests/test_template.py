@@ -6,6 +6,7 @@ from functools import cache
 from itertools import groupby
 
 import pytest
+from byte_level import write_directory
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,8 @@ from uner_jax.template import (
 )
 from uner_jax.tokenizer import load_tokenizer
 
-NAMES = "llama2", "tok512", "smollm2"
+NAMES = "llama2", "tok512", "smollm2", "qwen"
+WITH_BOS = "llama2", "tok512"
 SCHEMES = "whole", "released"
 FRAGMENTS = [
     "</s>", "<s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<0x0A>", "USER:", " ASSISTANT:",
@@ -37,7 +39,7 @@ strings = st.lists(st.sampled_from(FRAGMENTS) | st.text(st.characters(codec="utf
 
 @dataclass
 class Tokenizers:
-    """The three tokenizers, each read when it is first asked for."""
+    """The tokenizers, each read when it is first asked for."""
 
     paths: dict
 
@@ -51,9 +53,11 @@ class Tokenizers:
 
 
 @pytest.fixture(scope="session")
-def tokenizers(shared_data, llama_tokenizer_path, smollm2_path):
+def tokenizers(shared_data, llama_tokenizer_path, smollm2_path, tmp_path_factory):
     tok512 = shared_data / "models" / "stories260K" / "tok512.model"
-    return Tokenizers({"llama2": llama_tokenizer_path, "tok512": tok512, "smollm2": smollm2_path})
+    qwen = tmp_path_factory.mktemp("qwen")
+    write_directory(qwen, [*PUBLISHED, ACKNOWLEDGEMENT] * 2, "qwen2")
+    return Tokenizers({"llama2": llama_tokenizer_path, "tok512": tok512, "smollm2": smollm2_path, "qwen": qwen})
 
 
 @pytest.fixture(scope="session")
@@ -148,7 +152,7 @@ def test_whole_scheme_reads_as_published(name, tokenizers):
     tokenizer = tokenizers[name]
     ids, _ = encode_conversation(EXAMPLE, tokenizer)
     assert [tokenizer.decode(run) for run in segments(ids, tokenizer.eos_id)] == [*PUBLISHED, ""]
-    assert (ids[0] == tokenizer.bos_id) == tokenizer.adds_bos == (name != "smollm2")
+    assert (ids[0] == tokenizer.bos_id) == tokenizer.adds_bos == (name in WITH_BOS)
     assert tokenizer.bos_id not in ids[1:]
 
 

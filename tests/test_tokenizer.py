@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pickle
+import unicodedata
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -12,10 +13,12 @@ import gguf
 import pytest
 import regex
 import sentencepiece
+from byte_level import write_directory, write_vocabulary
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer
 
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
@@ -351,7 +354,7 @@ def byte_level_gguf(path: Path, **fields) -> Path:
 
 def test_pre_tokenizers_of_byte_level_ggufs(tmp_path):
     pieces = {}
-    for pre in ("gpt-2", "smollm", "llama-bpe"):
+    for pre in ("gpt-2", "smollm", "llama-bpe", "smaug-bpe", "qwen2"):
         loaded = load_tokenizer(byte_level_gguf(tmp_path / f"{pre}.gguf", add_tokenizer_pre=pre, add_bos_token_id=260))
         pieces[pre] = [loaded.backend.id_to_token(i) for i in loaded.encode(" x1234")]
         assert loaded.adds_bos == (pre == "llama-bpe") and loaded.decode(loaded.encode(" x1234")) == " x1234"
@@ -359,12 +362,49 @@ def test_pre_tokenizers_of_byte_level_ggufs(tmp_path):
         "gpt-2": ["Ġx", "1234"],
         "smollm": ["Ġx", "1", "2", "3", "4"],
         "llama-bpe": ["Ġx", "123", "4"],
+        "smaug-bpe": ["Ġx", "123", "4"],
+        "qwen2": ["Ġx", "1", "2", "3", "4"],
     }
 
 
+@pytest.fixture(scope="session")
+def byte_level(tmp_path_factory, passages) -> dict[str, tuple[Tokenizer, Tokenizer]]:
+    """Tokenizers of Qwen's kind and of SmolLM3's: from a directory, and from a GGUF of the same vocabulary."""
+    found = {}
+    for pre in ("qwen2", "smaug-bpe"):
+        root = tmp_path_factory.mktemp(pre)
+        write_directory(root, passages[:100], pre, size=1500)
+        write_vocabulary(root / "vocabulary.gguf", root, pre)
+        found[pre] = load_tokenizer(root), load_tokenizer(root / "vocabulary.gguf")
+    return found
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "smaug-bpe"])
+@settings(max_examples=200, deadline=None)
+@given(text=anything)
+@example(text="I'LL pay 12345 at 6:30,\r\n\n  e\u0301te\u0301 <|im_end|>\t ")
+def test_a_byte_level_gguf_is_the_tokenizer_of_its_directory(pre, text, byte_level):
+    directory, vocabulary = byte_level[pre]
+    assert directory.encode(text) == vocabulary.encode(text)
+    assert directory.decode(directory.encode(text)) == (unicodedata.normalize("NFC", text) if pre == "qwen2" else text)
+    ids = {"adds_bos": False, "eos_id": directory.eos_id, "pad_id": directory.pad_id}
+    assert {name: getattr(vocabulary, name) for name in ids} == ids
+    assert not {directory.eos_id, directory.pad_id} & set(directory.encode(text))
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "smaug-bpe"])
+def test_a_tokenizer_without_bos_is_saved_without_one(pre, byte_level, tmp_path):
+    before = byte_level[pre][0]
+    assert (before.bos_id, before.adds_bos) == (None, False)
+    before.save(tmp_path)
+    after, theirs = load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert (after.bos_id, after.fingerprint) == (None, before.fingerprint)
+    assert theirs.bos_token is None and theirs("12 cats").input_ids == before.encode("12 cats")
+
+
 def test_ggufs_that_cannot_be_rebuilt(tmp_path):
-    with pytest.raises(InputError, match=r"tokenizer.ggml.pre must be one of .*llama-bpe.* found 'qwen2'"):
-        load_tokenizer(byte_level_gguf(tmp_path / "a.gguf", add_tokenizer_pre="qwen2"))
+    with pytest.raises(InputError, match=r"tokenizer.ggml.pre must be one of .*llama-bpe.* found 'tekken'"):
+        load_tokenizer(byte_level_gguf(tmp_path / "a.gguf", add_tokenizer_pre="tekken"))
     with pytest.raises(InputError, match="the eos id 999 is not in the vocabulary"):
         load_tokenizer(byte_level_gguf(tmp_path / "b.gguf", add_eos_token_id=999))
     with pytest.raises(InputError, match="merges do not fit"):
@@ -378,7 +418,7 @@ def test_ggufs_that_cannot_be_rebuilt(tmp_path):
     whole = (tmp_path / "a.gguf").read_bytes()
     for size in (0, 3, 10, 40, 200, len(whole) // 2):
         (tmp_path / "cut.gguf").write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"cut.gguf: not a readable GGUF"):
+        with pytest.raises(InputError, match=r"cut.gguf: not readable as GGUF"):
             load_tokenizer(tmp_path / "cut.gguf")
 
 

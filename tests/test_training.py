@@ -42,7 +42,7 @@ from uner_jax.training.config import (
 )
 from uner_jax.training.optimizer import make_optimizer, make_schedule
 from uner_jax.training.step import TrainState, make_step
-from uner_jax.weights.checkpoint import read_metadata
+from uner_jax.weights.checkpoint import config_of, read_metadata
 
 tfds.disable_progress_bar()
 
@@ -464,6 +464,9 @@ OTHER_ARCHITECTURE = LlamaConfig(
     attention_bias=True,
     mlp_bias=True,
     tie_word_embeddings=True,
+    family="qwen3",
+    sliding_window=280,
+    layers_without_rope=(0,),
 )
 
 
@@ -540,11 +543,10 @@ def test_every_field_of_the_architecture_reaches_the_model(recipe, tmp_path):
     run_dir = tmp_path / "run"
     other = changed(recipe, run_dir=str(run_dir), steps=1, model__architecture=OTHER_ARCHITECTURE)
     loop.train(other)
-    saved = read_metadata(run_dir / "checkpoints" / "1")["model_config"]
-    assert saved == dataclasses.asdict(OTHER_ARCHITECTURE)
+    assert config_of(read_metadata(run_dir / "checkpoints" / "1")) == OTHER_ARCHITECTURE
     # and 0 takes the tokenizer's.
-    base = read_metadata(Path(recipe.run_dir, "checkpoints", "6"))["model_config"]
-    assert base == dataclasses.asdict(ARCHITECTURE) | {"vocab_size": 512}
+    base = config_of(read_metadata(Path(recipe.run_dir, "checkpoints", "6")))
+    assert base == dataclasses.replace(ARCHITECTURE, vocab_size=512)
 
 
 # ---- the record of a run

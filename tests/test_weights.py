@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -11,27 +12,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
+from gguf import GGMLQuantizationType as Kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
-from transformers import LlamaConfig as HFLlamaConfig
+from tiny_gguf import gguf_fields, write_gguf
+from transformers import AutoConfig
 
-from uner_jax.model.config import OPTIONAL, REQUIRED, SIZES, LlamaConfig, RopeScaling, config_from_hf, config_to_hf
+from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights import hf, load_model, load_model_tokenizer
-from uner_jax.weights.checkpoint import checkpoint_directory, metadata_of, model_items, write_checkpoint
-from uner_jax.weights.gguf import BLOCK_NAMES, OUTER_NAMES
+from uner_jax.weights.checkpoint import checkpoint_directory, config_of, metadata_of, model_items, write_checkpoint
 from uner_jax.weights.hf import write_hf
+from uner_jax.weights.hf_config import FAMILIES, REQUIRED, SIZES, config_from_hf, config_to_hf
 from uner_jax.weights.load import load_config
 
 CONFIG = LlamaConfig(
@@ -49,6 +51,9 @@ CONFIG = LlamaConfig(
 CONFIGS = {
     "plain": CONFIG,
     "tied": dataclasses.replace(CONFIG, tie_word_embeddings=True, num_key_value_heads=4),
+    "mistral": dataclasses.replace(CONFIG, family="mistral", sliding_window=48),
+    "qwen2": dataclasses.replace(CONFIG, family="qwen2"),
+    "smollm3": dataclasses.replace(CONFIG, family="smollm3", layers_without_rope=(1,), tie_word_embeddings=True),
     "biases": dataclasses.replace(
         CONFIG,
         attention_bias=True,
@@ -126,6 +131,21 @@ def test_a_checkpoint_comes_through_bit_for_bit(name, dtype, tokenizer, tmp_path
     assert found.fingerprint == tokenizer.fingerprint
     assert (found.bos_id, found.eos_id, found.pad_id) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id)
     assert found.encode("Once upon a time") == tokenizer.encode("Once upon a time")
+
+
+def test_a_checkpoint_that_is_older_than_a_field_of_the_config_has_its_default():
+    fields = through_json(dataclasses.asdict(CONFIG))
+    for name in ("family", "sliding_window", "layers_without_rope"):
+        del fields[name]
+    assert config_of({"model_config": fields}) == CONFIG
+
+
+def test_what_the_family_of_a_config_has_no_field_for_is_not_written(tokenizer, tmp_path):
+    for name, value in {"sliding_window": 48, "layers_without_rope": (1,)}.items():
+        model = random_model(dataclasses.replace(CONFIG, **{name: value}))
+        with pytest.raises(InputError, match=f"a model of the family 'llama' has no {name} in Hugging Face's form"):
+            write_hf(model, tokenizer, tmp_path / "model")
+        assert not (tmp_path / "model").exists()
 
 
 def test_a_model_is_written_and_read_in_the_dtype_asked_for(tokenizer, tmp_path):
@@ -241,8 +261,9 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
     model = random_model(CONFIG)
     write_hf(model, tokenizer, tmp_path / "directory")
     write_checkpoint(model, tokenizer, tmp_path / "checkpoint")
-    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
-    paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf")]
+    write_float32_gguf(tmp_path / "model.gguf", tensors(tmp_path / "directory"), gguf_fields(CONFIG))
+    write_hf(random_model(dataclasses.replace(CONFIG, family="qwen3")), tokenizer, tmp_path / "qwen3")
+    paths = [str(tmp_path / name) for name in ("directory", "checkpoint", "model.gguf", "qwen3")]
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", ON_EIGHT_DEVICES, *paths],
         env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"},
@@ -257,54 +278,16 @@ def test_a_model_on_eight_devices_is_the_model_on_one(tokenizer, tmp_path):
 # ---- GGUF
 
 
-def gguf_fields(config: LlamaConfig) -> dict[str, Any]:
-    """What llama.cpp writes of a LLaMA."""
-    return {
-        "general.architecture": "llama",
-        "llama.block_count": config.num_hidden_layers,
-        "llama.context_length": config.max_position_embeddings,
-        "llama.embedding_length": config.hidden_size,
-        "llama.feed_forward_length": config.intermediate_size,
-        "llama.attention.head_count": config.num_attention_heads,
-        "llama.attention.head_count_kv": config.num_key_value_heads,
-        "llama.attention.key_length": config.head_dim,
-        "llama.attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "llama.rope.dimension_count": config.head_dim,
-        "llama.rope.freq_base": config.rope_theta,
-    }
-
-
-def write_gguf(path: Path, weights: dict[str, np.ndarray], fields: dict[str, Any], raw_dtypes: dict[str, Any] = {}):  # noqa: B006
-    """A GGUF of Hugging Face's tensors: other names, and rotary channels in interleaved pairs."""
-    writer = gguf.GGUFWriter(path, str(fields.get("general.architecture", "")))
-    for key, value in fields.items():
-        if key == "general.architecture" or value is None:
-            continue
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(key, value)
-    ours = {hf_name: name for name, hf_name in (BLOCK_NAMES | OUTER_NAMES).items()}
-    for hf_name, tensor in weights.items():
-        *parts, kind = hf_name.removeprefix("model.layers.").split(".")
-        name = (
-            f"blk.{parts[0]}.{ours['.'.join(parts[1:])]}"
-            if parts[0].isdigit()
-            else ours.get(".".join(parts), parts[-1])
-        )
-        if parts[-1] in ("q_proj", "k_proj"):
-            halves = tensor.reshape(-1, 2, CONFIG.head_dim // 2, *tensor.shape[1:])
-            tensor = np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(tensor.shape)
-        writer.add_tensor(f"{name}.{kind}", tensor, raw_dtype=raw_dtypes.get(hf_name))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def write_float32_gguf(path: Path, weights: dict[str, np.ndarray], fields: dict[str, Any]):
+    """A GGUF of Hugging Face's tensors, not quantised."""
+    write_gguf(path, {name: (Kind.F32, tensor) for name, tensor in weights.items()}, fields, CONFIG.head_dim)
 
 
 @pytest.mark.parametrize("name", ["plain", "tied"])
 def test_a_gguf_is_the_model_of_its_directory(name, tokenizer, tmp_path):
     config = dataclasses.replace(CONFIGS[name], attention_bias=True, mlp_bias=True)
     write_hf(random_model(config), tokenizer, tmp_path / "model")
-    write_gguf(tmp_path / "model.gguf", tensors(tmp_path / "model"), gguf_fields(config))
+    write_float32_gguf(tmp_path / "model.gguf", tensors(tmp_path / "model"), gguf_fields(config))
     loaded = load_model(tmp_path / "model.gguf", dtype=None)
     assert_same_model(loaded, random_model(config))
 
@@ -332,15 +315,19 @@ positive = st.integers(1, 64)
 
 @st.composite
 def configs(draw) -> LlamaConfig:
-    kv_heads = draw(st.integers(1, 8))
+    """Any that Hugging Face's model of its family can be."""
+    family = draw(st.sampled_from(list(FAMILIES)))
+    about = FAMILIES[family]
+    layers, kv_heads = draw(positive), draw(st.integers(1, 8))
     number = st.floats(0.125, 1e6)
     linear = st.builds(RopeScaling, st.just("linear"), number)
     llama3 = st.builds(RopeScaling, st.just("llama3"), number, number, number, st.integers(1, 10**6))
+    without_rope = st.sets(st.integers(0, layers - 1)) if family == "smollm3" else st.just(())
     return LlamaConfig(
         vocab_size=draw(positive),
         hidden_size=draw(positive) * 2,
         intermediate_size=draw(positive),
-        num_hidden_layers=draw(positive),
+        num_hidden_layers=layers,
         num_attention_heads=kv_heads * draw(st.integers(1, 8)),
         num_key_value_heads=kv_heads,
         head_dim=2 * draw(positive),
@@ -348,9 +335,11 @@ def configs(draw) -> LlamaConfig:
         rms_norm_eps=draw(st.floats(1e-8, 1e-3)),
         rope_theta=draw(number),
         rope_scaling=draw(st.none() | linear | llama3),
-        attention_bias=draw(st.booleans()),
-        mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+        family=family,
+        sliding_window=draw(st.none() | st.integers(1, 10**6)) if about.window else None,
+        layers_without_rope=tuple(sorted(draw(without_rope))),
+        **{switch: draw(st.booleans()) for switch in about.switches},
     )
 
 
@@ -360,7 +349,7 @@ def through_json(fields: dict[str, Any]) -> dict[str, Any]:
 
 def as_transformers_4(config: LlamaConfig, kind_key: str) -> dict[str, Any]:
     """The fields as transformers 4 wrote them."""
-    fields = config_to_hf(config) | {"model_type": "llama", "torch_dtype": "bfloat16"}
+    fields = config_to_hf(config) | {"torch_dtype": "bfloat16"}
     rope = fields.pop("rope_parameters")
     fields["rope_theta"] = rope.pop("rope_theta")
     kind = rope.pop("rope_type")
@@ -370,8 +359,7 @@ def as_transformers_4(config: LlamaConfig, kind_key: str) -> dict[str, Any]:
 
 @given(configs())
 def test_a_config_comes_back_from_the_fields_of_either_transformers(config):
-    fields = config_to_hf(config) | {"model_type": "llama"}
-    assert config_from_hf(through_json(fields), "config.json") == config
+    assert config_from_hf(through_json(config_to_hf(config)), "config.json") == config
     for kind_key in ("type", "rope_type", "type+rope_type"):
         assert config_from_hf(through_json(as_transformers_4(config, kind_key)), "config.json") == config
 
@@ -380,28 +368,187 @@ def test_a_config_comes_back_from_the_fields_of_either_transformers(config):
 @given(configs())
 def test_a_config_comes_back_from_what_transformers_makes_of_it(config):
     fields = config_to_hf(config) | {"hidden_size": config.num_attention_heads * config.head_dim}
-    found = config_from_hf(through_json(HFLlamaConfig(**fields).to_dict()), "config.json")
+    found = config_from_hf(through_json(AutoConfig.for_model(**fields).to_dict()), "config.json")
     assert found == dataclasses.replace(config, hidden_size=fields["hidden_size"])
 
 
-def test_fields_left_out_have_the_values_of_transformers():
-    sizes = {name: getattr(CONFIG, name) for name in SIZES}
-    bare = config_from_hf({"model_type": "llama"} | sizes, "config.json")
-    assert config_from_hf(HFLlamaConfig(**sizes).to_dict(), "config.json") == bare
-    nulls = dict.fromkeys([*OPTIONAL, "num_key_value_heads", "head_dim", "rope_theta", "rope_scaling"])
-    assert config_from_hf({"model_type": "llama"} | sizes | nulls, "config.json") == bare
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fields_left_out_have_the_values_of_transformers(family):
+    sizes = {name: getattr(CONFIG, name) for name in SIZES} | {"hidden_size": 64, "num_attention_heads": 32}
+    fields = {"model_type": family} | sizes
+    bare = config_from_hf(fields, "config.json")
+    assert config_from_hf(AutoConfig.for_model(family, **sizes).to_dict(), "config.json") == bare
+    defaults = dict.fromkeys([*FAMILIES[family].defaults(), "rope_theta", "rope_scaling"])
+    assert config_from_hf(fields | defaults, "config.json") == bare
+    # where a null stands, and no default: what follows from the other sizes.
+    derived = config_from_hf(fields | {"num_key_value_heads": None, "head_dim": None}, "config.json")
+    assert (derived.num_key_value_heads, derived.head_dim) == (32, 2)
+
+
+def published(model_type: str, sizes: str, **fields) -> dict[str, Any]:
+    """A config.json as it is published; sizes: vocabulary, width, MLP, layers, heads, key-value heads, length."""
+    names = [*SIZES, "num_key_value_heads", "max_position_embeddings"]
+    whole = dict(zip(names, map(int, sizes.split()), strict=True))
+    always = {"architectures": ["X"], "attention_dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2, "use_cache": True}
+    return whole | always | {"model_type": model_type, "hidden_act": "silu", "torch_dtype": "bfloat16"} | fields
+
+
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+QWEN = {"use_sliding_window": False, "rope_theta": 1e6, "rms_norm_eps": 1e-6}
+# with what is to be read out of them
+PUBLISHED = {
+    "LLaMA 1 7B": (published("llama", "32000 4096 11008 32 32 32 2048", max_sequence_length=2048), {"head_dim": 128}),
+    "Llama 2 70B": (
+        published("llama", "32000 8192 28672 80 64 8 4096", pretraining_tp=1, rope_scaling=None, rms_norm_eps=1e-5),
+        {"longest_row": 4096, "rope_scaling": None},
+    ),
+    "Llama 3 8B": (published("llama", "128256 4096 14336 32 32 8 8192", rope_theta=5e5), {"rope_theta": 5e5}),
+    "Llama 3.1 8B": (
+        published(
+            "llama",
+            "128256 4096 14336 32 32 8 131072",
+            rope_scaling=LLAMA3_ROPE | {"factor": 8.0, "rope_type": "llama3"},
+        ),
+        {"rope_scaling": RopeScaling("llama3", 8.0), "longest_row": 131_072},
+    ),
+    "Llama 3.2 1B": (
+        published(
+            "llama",
+            "128256 2048 8192 16 32 8 131072",
+            head_dim=64,
+            tie_word_embeddings=True,
+            rope_scaling=LLAMA3_ROPE | {"factor": 32.0, "rope_type": "llama3"},
+        ),
+        {"rope_scaling": RopeScaling("llama3", 32.0), "tie_word_embeddings": True},
+    ),
+    "Mistral 7B": (
+        published("mistral", "32000 4096 14336 32 32 8 32768", sliding_window=4096),
+        {"longest_row": 4096, "head_dim": 128},
+    ),
+    "Mistral 7B 0.3": (
+        published("mistral", "32768 4096 14336 32 32 8 32768", sliding_window=None, rope_theta=1e6),
+        {"longest_row": 32_768},
+    ),
+    "Mistral Nemo": (
+        published("mistral", "131072 5120 14336 40 32 8 131072", sliding_window=None, head_dim=128),
+        {"head_dim": 128, "longest_row": 131_072},
+    ),
+    "Qwen2 7B": (
+        published("qwen2", "152064 3584 18944 28 28 4 131072", sliding_window=131_072, max_window_layers=28, **QWEN),
+        {"sliding_window": None, "longest_row": 131_072, "query_key_value_bias": True, "attention_bias": False},
+    ),
+    "Qwen2.5 0.5B": (
+        published(
+            "qwen2",
+            "151936 896 4864 24 14 2 32768",
+            sliding_window=32_768,
+            max_window_layers=24,
+            tie_word_embeddings=True,
+            use_mrope=False,
+            **QWEN,
+        ),
+        {"head_dim": 64, "tie_word_embeddings": True},
+    ),
+    "Qwen3 0.6B": (
+        published(
+            "qwen3",
+            "151936 1024 3072 28 16 8 40960",
+            head_dim=128,
+            attention_bias=False,
+            sliding_window=None,
+            max_window_layers=28,
+            tie_word_embeddings=True,
+            rope_scaling=None,
+            **QWEN,
+        ),
+        {"head_dim": 128, "query_key_norm": True, "query_key_value_bias": False},
+    ),
+    "SmolLM2 135M": (
+        published(
+            "llama", "49152 576 1536 30 9 3 8192", is_llama_config=True, rope_interleaved=False, rope_theta=100_000
+        ),
+        {"head_dim": 64, "rope_theta": 100_000.0},
+    ),
+    "SmolLM3 3B": (
+        published(
+            "smollm3",
+            "128256 2048 11008 36 16 4 65536",
+            attention_bias=False,
+            mlp_bias=False,
+            layer_types=["full_attention"] * 36,
+            max_window_layers=28,
+            no_rope_layer_interval=4,
+            no_rope_layers=[1, 1, 1, 0] * 9,
+            pretraining_tp=2,
+            rope_theta=5e6,
+            sliding_window=None,
+            use_sliding_window=False,
+        ),
+        {"layers_without_rope": tuple(range(3, 36, 4)), "tie_word_embeddings": True, "sliding_window": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_are_read_as_they_are_meant(name):
+    fields, expected = PUBLISHED[name]
+    config = config_from_hf(fields, "config.json")
+    assert config.family == fields["model_type"]
+    assert {field: getattr(config, field) for field in expected} == expected
+
+
+def layered(**change) -> dict[str, Any]:
+    return config_to_hf(dataclasses.replace(CONFIG, family="qwen3")) | change
+
+
+WINDOWS = {
+    "none is used": (layered(sliding_window=8), None),
+    "over all layers": (layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=0), 8),
+    "behind the last layer": (
+        layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=2),
+        None,
+    ),
+    "of null": (layered(use_sliding_window=True, sliding_window=None, layer_types=None, max_window_layers=0), None),
+    "over some layers": (
+        layered(use_sliding_window=True, sliding_window=8, layer_types=None, max_window_layers=1),
+        "sliding_attention in 1 of 2 layers with a window of 8 is not supported",
+    ),
+    "over layers, but none given": (layered(layer_types=["sliding_attention"] * 2), "with a window of None"),
+    "too few kinds": (layered(layer_types=["full_attention"]), "layer_types must have"),
+    "other kinds": (layered(layer_types=["full_attention", "chunked_attention"]), "layer_types must have"),
+    "no number": (layered(sliding_window="8"), "sliding_window = '8'"),
+    "below 0": (layered(max_window_layers=-1), "max_window_layers = -1"),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_a_window_counts_where_all_layers_have_it(name):
+    fields, expected = WINDOWS[name]
+    if not isinstance(expected, str):
+        assert config_from_hf(fields, "config.json").sliding_window == expected
+        return
+    with pytest.raises(InputError) as error:
+        config_from_hf(fields, "config.json")
+    assert expected in str(error.value)
 
 
 LLAMA3 = {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 WRONG_FIELDS = {
-    "other architecture": ({"model_type": "mistral"}, "model_type 'mistral' is not supported; expected \"llama\""),
+    "other architecture": ({"model_type": "mixtral"}, "model_type 'mixtral' is not supported; expected one of 'llama'"),
     "no architecture": ({"model_type": None}, "model_type None"),
     "unknown field": ({"attn_logit_softcapping": 50.0, "a": 1}, "unknown field(s) a, attn_logit_softcapping"),
     "no size": ({"vocab_size": None}, "missing or not a whole number above 0: vocab_size"),
     "no heads": ({"num_attention_heads": 0}, "not a whole number above 0: num_attention_heads"),
+    "architecture of a wrong type": ({"model_type": ["llama"]}, "model_type ['llama'] is not supported"),
+    "no finite base": ({"rope_parameters": {"rope_theta": math.inf}}, "rope_theta = inf"),
     "size of a wrong type": ({"hidden_size": "32"}, "not a whole number above 0: hidden_size"),
     "heads that do not divide": ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of"),
     "key-value heads of a wrong type": ({"num_key_value_heads": "2"}, "num_key_value_heads = '2'"),
+    "a bias that the family has not": ({"model_type": "qwen2", "mlp_bias": True}, "mlp_bias = True is not supported"),
+    "layers that may rotate or not": (
+        {"model_type": "smollm3", "no_rope_layers": [1, 2]},
+        "no_rope_layers must have a 1 (rotary positions) or 0 (none) for each of the 2 layers",
+    ),
     "odd heads": ({"head_dim": 7}, "head_dim 7 is odd"),
     "epsilon of a wrong type": ({"rms_norm_eps": "1e-5"}, "rms_norm_eps = '1e-5'"),
     "bias of a wrong type": ({"mlp_bias": 1}, "mlp_bias = 1"),
@@ -423,7 +570,7 @@ UNSUPPORTED = {
     "attention_dropout": 0.1,
     "partial_rotary_factor": 0.5,
     "rope_interleaved": True,
-    "sliding_window": 4096,
+    "use_mrope": True,
     "quantization_config": {"bits": 4},
 }
 
@@ -432,14 +579,14 @@ UNSUPPORTED = {
 def test_a_field_that_is_wrong_is_named(name):
     change, words = WRONG_FIELDS[name]
     with pytest.raises(InputError) as error:
-        config_from_hf(config_to_hf(CONFIG) | {"model_type": "llama"} | change, "model/config.json")
+        config_from_hf(config_to_hf(CONFIG) | change, "model/config.json")
     assert str(error.value).startswith("model/config.json: ")
     assert words in str(error.value)
 
 
 @pytest.mark.parametrize("field", REQUIRED)
 def test_a_field_with_one_supported_value_refuses_others(field):
-    fields = config_to_hf(CONFIG) | {"model_type": "llama"}
+    fields = config_to_hf(CONFIG)
     for value in REQUIRED[field]:
         assert config_from_hf(fields | {field: value}, "config.json") == CONFIG
     with pytest.raises(InputError) as error:
@@ -488,6 +635,14 @@ DAMAGE = {
     "config of other sizes": (
         lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=1)),
         ["has unknown 9 tensor(s): model.layers.1.input_layernorm.weight", " ..."],
+    ),
+    "config of absurd sizes": (
+        lambda d: edit_json(d / "config.json", lambda fields: fields.update(intermediate_size=2**60)),
+        ["down_proj.weight has shape (32, 24); the config says (32, 1152921504606846976)"],
+    ),
+    "config of absurdly many layers": (
+        lambda d: edit_json(d / "config.json", lambda fields: fields.update(num_hidden_layers=2**60)),
+        ["config.json: num_hidden_layers = 1152921504606846976; expected at most 10000"],
     ),
     "missing tensor": (lambda d: edit_tensors(d, lambda t: t.pop(QUERY)), ["lacks 1 tensor(s)", QUERY]),
     "unknown tensor": (
@@ -601,7 +756,11 @@ GGUF_DAMAGE = {
     "scaling": (FIELDS | {"llama.rope.scaling.type": "linear"}, "rotary scaling of a GGUF file is not supported"),
     "experts": (FIELDS | {"llama.expert_count": 8}, "mixture of experts"),
     "part of a head": (FIELDS | {"llama.rope.dimension_count": 4}, "rotary positions on a part of each head"),
-    "missing field": (FIELDS | {"llama.block_count": None}, "llama.block_count must be a positive number, found None"),
+    "one part of two": (FIELDS | {"split.count": 2}, "one of several parts of a model"),
+    "missing field": (
+        {name: value for name, value in FIELDS.items() if name != "llama.block_count"},
+        "llama.block_count must be a positive number, found None",
+    ),
     "no heads": (FIELDS | {"llama.attention.head_count": 0}, "llama.attention.head_count must be a positive number"),
     "other heads": (
         FIELDS | {"llama.attention.head_count": 3, "llama.attention.head_count_kv": 3},
@@ -619,7 +778,7 @@ GGUF_DAMAGE = {
 def test_what_is_wrong_with_the_fields_of_a_gguf_is_said(name, sources, tmp_path):
     fields, words = GGUF_DAMAGE[name]
     path = tmp_path / "model.gguf"
-    write_gguf(path, tensors(sources / "directory"), fields)
+    write_float32_gguf(path, tensors(sources / "directory"), fields)
     with pytest.raises(InputError) as error:
         load_model(path)
     assert str(error.value).startswith(f"{path}: ")
@@ -629,23 +788,17 @@ def test_what_is_wrong_with_the_fields_of_a_gguf_is_said(name, sources, tmp_path
 def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
     whole = tensors(sources / "directory")
     embedding, gate = "model.embed_tokens.weight", "model.layers.0.mlp.gate_proj.weight"
-    quantised = whole | {embedding: np.zeros((512, 40), np.uint8)}
-    raw_dtypes = {embedding: gguf.GGMLQuantizationType.Q8_1}
     changes = [
-        (
-            {name: tensor for name, tensor in whole.items() if name != embedding},
-            {},
-            "lacks the tensor token_embd.weight",
-        ),
-        ({name: tensor for name, tensor in whole.items() if name != gate}, {}, f"lacks 1 tensor(s): {gate}"),
-        (whole | {"rope_freqs.weight": np.ones(4, np.float32)}, {}, "rope_freqs (llama3 scaling) is not supported"),
-        (whole | {"extra.weight": np.ones(4, np.float32)}, {}, "tensor 'extra.weight' is not one of a LLaMA"),
-        (whole | {gate: whole[gate][:8]}, {}, f"{gate} has shape (8, 32); the config says (24, 32)"),
-        (quantised, raw_dtypes, "token_embd.weight is quantised as Q8_1"),
+        ({name: tensor for name, tensor in whole.items() if name != embedding}, "lacks the tensor token_embd.weight"),
+        ({name: tensor for name, tensor in whole.items() if name != gate}, f"lacks 1 tensor(s): {gate}"),
+        (whole | {"rope_freqs.weight": np.arange(1, 5, dtype=np.float32)}, "rope_freqs are not those of Llama 3.1"),
+        (whole | {"rope_freqs.weight": np.ones(3, np.float32)}, "rope_freqs are not those of Llama 3.1"),
+        (whole | {"extra.weight": np.ones(4, np.float32)}, "tensor 'extra.weight' is not one of a LLaMA"),
+        (whole | {gate: whole[gate][:8]}, f"{gate} has shape (8, 32); the config says (24, 32)"),
     ]
-    for number, (weights, raw, words) in enumerate(changes):
+    for number, (weights, words) in enumerate(changes):
         path = tmp_path / f"{number}.gguf"
-        write_gguf(path, weights, FIELDS, raw)
+        write_float32_gguf(path, weights, FIELDS)
         with pytest.raises(InputError) as error:
             load_model(path)
         assert str(error.value).startswith(f"{path}: ")
@@ -654,7 +807,7 @@ def test_what_is_wrong_with_the_tensors_of_a_gguf_is_said(sources, tmp_path):
 
 def test_a_gguf_cut_anywhere_is_refused(sources, tmp_path):
     path = tmp_path / "model.gguf"
-    write_gguf(path, tensors(sources / "directory"), FIELDS)
+    write_float32_gguf(path, tensors(sources / "directory"), FIELDS)
     whole = path.read_bytes()
     header = whole.index(b"output_norm.weight")
     # the last bytes may be padding behind the last tensor.

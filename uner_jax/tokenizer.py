@@ -16,9 +16,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from uner_jax.gguf_file import read_gguf_head
 from uner_jax.records import InputError, atomic_path, write_json
 
 SPACE = "▁"
@@ -31,6 +33,24 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Qwen's differs in this alone: every digit stands for itself.
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
+
+# What a GGUF says of its vocabulary, and as what.
+GGUF_FIELDS = {
+    "model": str,
+    "pre": str,
+    "tokens": list,
+    "token_type": np.ndarray,
+    "scores": np.ndarray,
+    "merges": list,
+    "bos_token_id": int,
+    "eos_token_id": int,
+    "padding_token_id": int,
+    "add_bos_token": bool,
+    "add_space_prefix": bool,
+    "remove_extra_whitespaces": bool,
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,13 +275,15 @@ def _normalizers(vocabulary: _Pieces, own: list[str]) -> list[normalizers.Normal
 def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
     """Every way to make a normal piece of two: SentencePiece merges to the best score, leftmost first."""
     parts = {text for text, _, kind in pieces if kind == NORMAL}
+    lengths = {len(text) for text in parts}
     ranked = sorted((-score, id, text) for id, (text, score, kind) in enumerate(pieces) if kind == NORMAL)
     return [
         # of equal score the longer left part goes first: a run of one character grows from its left end.
         (text[:cut], text[cut:])
         for _, _, text in ranked
         for cut in range(len(text) - 1, 0, -1)
-        if text[:cut] in parts and text[cut:] in parts
+        # lengths first: a piece as long as a file would else be copied at each of its characters.
+        if cut in lengths and len(text) - cut in lengths and text[:cut] in parts and text[cut:] in parts
     ]
 
 
@@ -270,34 +292,32 @@ def _merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
 
 def _from_gguf(path: Path) -> Tokenizer:
     fields = _gguf_fields(path)
-    kind = fields.get("model")
+    kind, pre = fields.get("model"), fields.get("pre", "default")
     if kind == "llama":
         backend, adds_bos = _gguf_sentencepiece(fields, path), True
     elif kind == "gpt2":
-        backend, adds_bos = _gguf_byte_level(fields, path), fields.get("pre") == "llama-bpe"
+        backend, adds_bos = _gguf_byte_level(fields, pre, path), pre == "llama-bpe"
     else:
         raise InputError(f'{path}: tokenizer.ggml.model must be "llama" or "gpt2", found {kind!r}')
     keys = {"bos": "bos_token_id", "eos": "eos_token_id", "pad": "padding_token_id"}
-    ids = {name: int(fields[key]) for name, key in keys.items() if key in fields}
-    return _tokenizer(backend, ids, bool(fields.get("add_bos_token", adds_bos)), path)
+    ids = {name: fields[key] for name, key in keys.items() if key in fields}
+    return _tokenizer(backend, ids, fields.get("add_bos_token", adds_bos), path)
 
 
 def _gguf_fields(path: Path) -> dict[str, Any]:
-    """The `tokenizer.ggml.*` metadata of a GGUF, by the last part of the name."""
-    import gguf  # seconds, and only needed here
-
+    """The `tokenizer.ggml.*` metadata of a GGUF, by the last part of the name: those of `GGUF_FIELDS`, checked."""
     prefix = "tokenizer.ggml."
-    try:
-        fields = gguf.GGUFReader(path).fields
-        found = {key[len(prefix) :]: field.contents() for key, field in fields.items() if key.startswith(prefix)}
-    except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-        raise InputError(f"{path}: not a readable GGUF file: {error}") from error
+    fields = read_gguf_head(path).fields
+    found = {key: fields[prefix + key] for key in GGUF_FIELDS if prefix + key in fields}
+    for key, value in found.items():
+        if not isinstance(value, GGUF_FIELDS[key]) or (isinstance(value, bool) and GGUF_FIELDS[key] is int):
+            raise InputError(f"{path}: {prefix}{key} is of another type than llama.cpp gives it: {value!r:.60}")
     for key in ("tokens", "token_type"):
-        if not isinstance(found.get(key), list) or len(found[key]) != len(found["tokens"]):
+        if key not in found or len(found[key]) != len(found["tokens"]):
             raise InputError(
                 f"{path}: {prefix}{key} must be there, one entry a token: the GGUF has no whole vocabulary"
             )
-    return found
+    return found | {key: value.tolist() for key, value in found.items() if isinstance(value, np.ndarray)}
 
 
 def _gguf_sentencepiece(fields: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
@@ -309,10 +329,9 @@ def _gguf_sentencepiece(fields: dict[str, Any], path: Path) -> tokenizers.Tokeni
     return _sentencepiece_backend(_Pieces(pieces, prefix, strip), path)
 
 
-def _gguf_byte_level(fields: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
+def _gguf_byte_level(fields: dict[str, Any], pre: str, path: Path) -> tokenizers.Tokenizer:
     ids = {text: id for id, text in enumerate(fields["tokens"])}
     merges = [tuple(merge.split(" ")) for merge in fields.get("merges", [])]
-    pre = fields.get("pre", "default")
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False)
     after_split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     splits: dict[str, list[Any]] = {
@@ -320,14 +339,19 @@ def _gguf_byte_level(fields: dict[str, Any], path: Path) -> tokenizers.Tokenizer
         "gpt-2": [plain],
         "smollm": [pre_tokenizers.Digits(individual_digits=True), plain],
         "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), after_split],
+        # the vocabulary of Llama 3 without its BOS, as SmolLM3 has it.
+        "smaug-bpe": [pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"), after_split],
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated"), after_split],
     }
     if pre not in splits:
         raise InputError(f"{path}: tokenizer.ggml.pre must be one of {', '.join(splits)}, found {pre!r}")
     try:
-        model = models.BPE(vocab=ids, merges=merges, ignore_merges=pre == "llama-bpe")
+        model = models.BPE(vocab=ids, merges=merges, ignore_merges=pre in ("llama-bpe", "smaug-bpe"))
     except Exception as error:  # the library knows no narrower class
         raise InputError(f"{path}: tokenizer.ggml.merges do not fit tokenizer.ggml.tokens: {error}") from error
     backend = tokenizers.Tokenizer(model)
+    if pre == "qwen2":  # llama.cpp leaves it out; Qwen's own tokenizer does not.
+        backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(splits[pre])
     backend.decoder = decoders.ByteLevel()
     types = list(zip(fields["tokens"], fields["token_type"], strict=True))
@@ -360,6 +384,8 @@ def _declared_ids(backend: tokenizers.Tokenizer, directory: Path, files: tuple[s
     found: dict[str, int] = {}
     for file in files:
         values = _read_object(directory / file)
+        if values.get("bos_token", "") is None:  # its BOS is none, whatever id the model's config names.
+            found.pop("bos", None)
         for name in ("bos", "eos", "pad"):
             token_id, token = values.get(f"{name}_token_id"), values.get(f"{name}_token")
             token = token.get("content") if isinstance(token, dict) else token
@@ -402,7 +428,7 @@ def _add_special(backend: tokenizers.Tokenizer, texts: Iterable[str]) -> None:
 def _tokenizer(backend: tokenizers.Tokenizer, ids: dict[str, int], adds_bos: bool, path: Path) -> Tokenizer:
     bos, eos = ids.get("bos"), ids.get("eos")
     for name, token_id in ids.items():
-        if backend.id_to_token(token_id) is None:
+        if token_id not in range(2**32) or backend.id_to_token(token_id) is None:
             raise InputError(f"{path}: the {name} id {token_id} is not in the vocabulary")
     if eos is None:
         raise InputError(f"{path}: no EOS token; name it as eos_token in tokenizer_config.json")

@@ -11,15 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
-from transformers import LlamaConfig as HFLlamaConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from uner_jax.model.config import LlamaConfig, RopeScaling, config_to_hf
+from uner_jax.extraction.engine import Engine, Request
+from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
 from uner_jax.weights.hf import write_hf
+from uner_jax.weights.hf_config import FAMILIES, config_to_hf
 
 BASE = LlamaConfig(
     vocab_size=512,
@@ -55,6 +56,26 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rope_theta": 1000.0,
         "rms_norm_eps": 1e-3,
     },
+    "mistral": {"family": "mistral", "num_key_value_heads": 2, "sliding_window": 280},
+    "mistral of wide heads, without a window": {"family": "mistral", "head_dim": 12, "num_key_value_heads": 1},
+    "qwen2": {"family": "qwen2", "num_key_value_heads": 2, "rope_theta": 1e6},
+    "qwen2, tied, with a window": {"family": "qwen2", "tie_word_embeddings": True, "sliding_window": 280},
+    "qwen3": {"family": "qwen3", "num_key_value_heads": 2, "head_dim": 16, "rope_theta": 1e6},
+    "qwen3, tied, with biases": {"family": "qwen3", "tie_word_embeddings": True, "attention_bias": True},
+    "smollm3": {
+        "family": "smollm3",
+        "num_hidden_layers": 5,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": True,
+        "layers_without_rope": (3,),
+    },
+    "smollm3, biases, first and last layer without rotary positions": {
+        "family": "smollm3",
+        "num_hidden_layers": 3,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "layers_without_rope": (0, 2),
+    },
 }
 CONFIGS = {name: dataclasses.replace(BASE, **change) for name, change in CHANGES.items()}
 LENGTH = 280
@@ -71,9 +92,10 @@ def random_model(config: LlamaConfig) -> Llama:
     return unflatten(model, {name: jnp.asarray(draw(name, leaf.shape)) for name, leaf in flatten(model).items()})
 
 
-def random_torch_model(config: LlamaConfig) -> LlamaForCausalLM:
-    fields = config_to_hf(config)
-    model = LlamaForCausalLM(HFLlamaConfig(**fields, attn_implementation="eager")).eval()
+def random_torch_model(config: LlamaConfig) -> torch.nn.Module:
+    # the ids that smollm3 would have otherwise are beyond this vocabulary.
+    fields = AutoConfig.for_model(**config_to_hf(config), bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    model = AutoModelForCausalLM.from_config(fields, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(draw(name, tuple(parameter.shape))))
@@ -100,12 +122,12 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
-def load_in_torch(directory: Path) -> LlamaForCausalLM:
+def load_in_torch(directory: Path, architecture: str = "LlamaForCausalLM") -> torch.nn.Module:
     """The model as anybody loads it; every tensor of the file has its place, and the other way round."""
     model, report = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, output_loading_info=True
     )
-    assert isinstance(model, LlamaForCausalLM)
+    assert type(model).__name__ == architecture
     assert not any(report.values()), report
     return model.eval()
 
@@ -137,9 +159,53 @@ def test_a_model_written_here_computes_the_same_in_transformers(name, shared_dat
     ours = random_model(config)
     tokenizer = load_tokenizer(shared_data / "models" / "stories260K" / "tok512.model")
     write_hf(ours, tokenizer, tmp_path / "model")
-    theirs = load_in_torch(tmp_path / "model")
+    theirs = load_in_torch(tmp_path / "model", FAMILIES[config.family].architecture)
     tokens_BT = random_tokens(config.vocab_size)
     assert_close(our_logits(ours, tokens_BT), torch_logits(theirs, tokens_BT))
+
+
+WINDOW = 12
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+def test_a_window_hides_nothing_in_a_row_that_it_spans_and_something_in_a_longer_one(family, tmp_path):
+    config = dataclasses.replace(BASE, family=family, sliding_window=WINDOW)
+    theirs = random_torch_model(config)
+    theirs.save_pretrained(tmp_path)
+    ours = load_model(tmp_path)
+    assert ours.config.longest_row == WINDOW
+    tokens_BT = random_tokens(config.vocab_size)[:, : WINDOW + 1]
+    assert_close(our_logits(ours, tokens_BT[:, :WINDOW]), torch_logits(theirs, tokens_BT[:, :WINDOW]))
+    with pytest.raises(ValueError, match=f"13 tokens exceed sliding_window {WINDOW}"):
+        ours(tokens_BT)
+    ours.config = dataclasses.replace(config, sliding_window=None)
+    differences_T = np.abs(our_logits(ours, tokens_BT) - torch_logits(theirs, tokens_BT)).max(axis=(0, 2))
+    assert differences_T[:WINDOW].max() < 1e-4 < 1e-2 < differences_T[WINDOW]
+
+
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3", "smollm3"])
+def test_greedy_answers_of_a_family_are_those_of_transformers(name, tmp_path):
+    config, new_tokens = CONFIGS[name], 12
+    theirs = random_torch_model(config)
+    theirs.save_pretrained(tmp_path)
+    ids = random_tokens(config.vocab_size)[0].tolist()
+    # two questions behind a context that is read once, and one behind another.
+    prompts = [(ids[:20], ids[20:25]), (ids[:20], ids[25:33]), (ids[40:70], ids[70:74])]
+    # no token ends an answer, and the draft is one that no model would write.
+    engine = Engine(load_model(tmp_path), config.vocab_size, batch_size=2, max_new_tokens=new_tokens, draft=ids[80:83])
+    found = dict(engine.generate([Request(tuple(context), tuple(question)) for context, question in prompts]))
+    for place, (context, question) in enumerate(prompts):
+        prompt = torch.tensor([context + question])
+        with torch.inference_mode():
+            written = theirs.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                max_new_tokens=new_tokens,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        assert list(found[place].tokens) == written[0, prompt.shape[1] :].tolist()
 
 
 # ---- a real model

@@ -84,13 +84,13 @@ class Engine:
         self._batch_tokens = batch_tokens * copies
         self._max_new_tokens = max_new_tokens
         self._copied = copied
-        self._draft = Draft(tuple(draft), eos_id, model.config.max_position_embeddings)
+        self._draft = Draft(tuple(draft), eos_id, model.config.longest_row)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[tuple[int, Generation]]:
         """Yield (place in `requests`, answer) as the answers come.
 
         An answer does not depend on the other requests. Raises InputError if a prompt leaves no room
-        for an answer within `max_position_embeddings`.
+        for an answer within the model's `longest_row`.
         """
         yield from self._answered(requests, self._write_freely)
 

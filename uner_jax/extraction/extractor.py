@@ -85,7 +85,7 @@ class Extractor:
             model, tokenizer.eos_id, batch_size, max_new_tokens, self._empty, mesh=mesh, copied=options.draft
         )
         self._vocabulary = model.config.vocab_size
-        longest = model.config.max_position_embeddings
+        longest = model.config.longest_row
         room = longest - len(self._context(""))
         self._window = min(WINDOW_TOKENS, room // 2)
         # the rest is for the answer, and for the few tokens that a passage has more in its turn than alone.

@@ -32,15 +32,15 @@ def constant_param(value: float, shape: Sequence[int], axes: tuple[str, ...]) ->
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis, in float32 (arXiv 1910.07467)."""
 
-    def __init__(self, config: LlamaConfig):
-        self.scale = constant_param(1.0, (config.hidden_size,), ("norm",))
-        self.epsilon = config.rms_norm_eps
+    def __init__(self, width: int, epsilon: float, axis: str = "norm"):
+        self.scale = constant_param(1.0, (width,), (axis,))
+        self.epsilon = epsilon
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """The normalised input, in its own dtype."""
-        x32 = x_BTD.astype(jnp.float32)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """The normalised input, of any leading shape, in its own dtype."""
+        x32 = x.astype(jnp.float32)
         normed = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
-        return self.scale[...].astype(x_BTD.dtype) * normed.astype(x_BTD.dtype)
+        return self.scale[...].astype(x.dtype) * normed.astype(x.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -119,21 +119,28 @@ class Projection(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions, of normalised queries and keys where the config says so."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
         width, head = config.hidden_size, config.head_dim
-        heads, kv_heads, bias = config.num_attention_heads, config.num_key_value_heads, config.attention_bias
+        heads, kv_heads, bias = config.num_attention_heads, config.num_key_value_heads, config.query_key_value_bias
         self.query = Projection(rngs, (width, heads, head), ("embed", "heads", "head_dim"), bias)
         self.key = Projection(rngs, (width, kv_heads, head), ("embed", "kv_heads", "head_dim"), bias)
         self.value = Projection(rngs, (width, kv_heads, head), ("embed", "kv_heads", "head_dim"), bias)
-        self.output = Projection(rngs, (heads, head, width), ("heads", "head_dim", "embed"), bias, inputs=2)
+        out_axes = ("heads", "head_dim", "embed")
+        self.output = Projection(rngs, (heads, head, width), out_axes, config.attention_bias, inputs=2)
+        norm = (head, config.rms_norm_eps, "head_dim")
+        self.query_norm = RMSNorm(*norm) if config.query_key_norm else None
+        self.key_norm = RMSNorm(*norm) if config.query_key_norm else None
         self.config = config
 
     def project(self, x_BTD: jax.Array, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries (B, T, H, Dh) and keys, and values (B, T, K, Dh)."""
-        q_BTHDh = rotate(constrain(self.query(x_BTD), "batch", None, "heads", None), positions_BT, self.config)
-        k_BTKDh = rotate(constrain(self.key(x_BTD), "batch", None, "kv_heads", None), positions_BT, self.config)
+        q_BTHDh = constrain(self.query(x_BTD), "batch", None, "heads", None)
+        k_BTKDh = constrain(self.key(x_BTD), "batch", None, "kv_heads", None)
+        if self.query_norm is not None and self.key_norm is not None:
+            q_BTHDh, k_BTKDh = self.query_norm(q_BTHDh), self.key_norm(k_BTKDh)
+        q_BTHDh, k_BTKDh = (rotate(x, positions_BT, self.config) for x in (q_BTHDh, k_BTKDh))
         v_BTKDh = constrain(self.value(x_BTD), "batch", None, "kv_heads", None)
         # named for the remat policy "qkv".
         return checkpoint_name(q_BTHDh, "qkv"), checkpoint_name(k_BTKDh, "qkv"), checkpoint_name(v_BTKDh, "qkv")
@@ -162,9 +169,9 @@ class Block(nnx.Module):
     """Attention and MLP, each on the normalised input and added to it."""
 
     def __init__(self, config: LlamaConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config)
+        self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.attention = Attention(config, rngs)
-        self.mlp_norm = RMSNorm(config)
+        self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config, rngs)
 
     def __call__(

@@ -50,10 +50,10 @@ def check_architecture(architecture: LlamaConfig, config: TrainConfig, vocab_siz
         architecture = dataclasses.replace(architecture, vocab_size=vocab_size)
     if architecture.vocab_size < vocab_size:
         raise InputError(f"the model has {architecture.vocab_size} ids, its tokenizer {vocab_size}")
-    if architecture.max_position_embeddings < config.data.row_length:
+    if architecture.longest_row < config.data.row_length:
         raise InputError(
-            f"data.row_length {config.data.row_length} exceeds the model's max_position_embeddings "
-            f"{architecture.max_position_embeddings}; lower data.row_length"
+            f"data.row_length {config.data.row_length} exceeds the model's {architecture.row_limit}; "
+            "lower data.row_length"
         )
     return architecture
 

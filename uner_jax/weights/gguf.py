@@ -1,14 +1,17 @@
 """GGUF files, in: the format of llama.cpp, dequantised tensor by tensor."""
 
+import dataclasses
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf import GGUFReader
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 
+from uner_jax.gguf_file import GGUFTensor, read_gguf_head
 from uner_jax.model.config import LlamaConfig
 from uner_jax.records import InputError
+from uner_jax.weights.gguf_config import ARCHITECTURES, architecture_name, config_from_gguf, llama3_scaling
 
 # GGUF's names of a block's tensors -> Hugging Face's.
 BLOCK_NAMES = {
@@ -17,12 +20,15 @@ BLOCK_NAMES = {
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
 OUTER_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 class GGUFTensors:
@@ -30,13 +36,21 @@ class GGUFTensors:
 
     def __init__(self, path: Path):
         self.where = str(path)
+        head = read_gguf_head(path)
+        # pages of the file, read as they are asked for.
+        self._bytes = np.memmap(path, np.uint8, "r")
         try:
-            self._reader = GGUFReader(path)
-        except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-            raise InputError(f"{path}: not readable as GGUF: {error}") from error
-        self._tensors = {_hf_name(tensor.name, self.where): tensor for tensor in self._reader.tensors}
-        try:
-            self.config = self._read_config()
+            if head.fields.get("split.count", 1) != 1:
+                raise InputError("one of several parts of a model; merge them with llama.cpp's gguf-split --merge")
+            self._interleaved = ARCHITECTURES[architecture_name(head.fields)].interleaved
+            for tensor in head.tensors.values():
+                self._check(tensor)
+            factors = head.tensors.pop(ROPE_FACTORS, None)
+            self._tensors = {_hf_name(name): tensor for name, tensor in head.tensors.items()}
+            self.config: LlamaConfig = config_from_gguf(head.fields, self._tensors)
+            if factors is not None:
+                scaling = llama3_scaling(self.config, self._dequantised(factors))
+                self.config = dataclasses.replace(self.config, rope_scaling=scaling)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -46,63 +60,42 @@ class GGUFTensors:
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised to float32, (out, in)."""
-        tensor = self._tensors[name]
-        try:
-            weights = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise InputError(
-                f"{self.where}: {tensor.name} is quantised as {tensor.tensor_type.name}: {error}"
-            ) from error
-        weights = np.asarray(weights, np.float32)
+        weights = self._dequantised(self._tensors[name])
         rotated = {"q_proj": self.config.num_attention_heads, "k_proj": self.config.num_key_value_heads}
-        heads = rotated.get(name.split(".")[-2], 0)
+        heads = rotated.get(name.split(".")[-2], 0) if self._interleaved else 0
         # a wrong shape is for load_model to report.
         return _half_split(weights, heads) if heads * self.config.head_dim == weights.shape[0] else weights
 
-    def _field(self, key: str, default: Any = None) -> Any:
-        field = self._reader.fields.get(key)
-        if field is None:
-            return default
-        return field.contents()
+    def _dequantised(self, tensor: GGUFTensor) -> np.ndarray:
+        kind = GGMLQuantizationType(tensor.kind)
+        size = _byte_size(tensor, kind)
+        rows = self._bytes[tensor.start : tensor.start + size].reshape(*tensor.shape[:-1], -1)
+        # a scale that is no number is as the file has it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(dequantize(rows, kind), np.float32)
 
-    def _read_config(self) -> LlamaConfig:
-        architecture = self._field("general.architecture")
-        if architecture != "llama":
-            raise InputError(f'architecture {architecture!r} is not supported; expected "llama"')
-        if self._field("llama.rope.scaling.type", "none") != "none":
-            raise InputError("rotary scaling of a GGUF file is not supported; convert from the HF directory")
-        if "rope_freqs.weight" in self._tensors:
-            raise InputError("rope_freqs (llama3 scaling) is not supported; convert from the HF directory")
-        if self._field("llama.expert_count", 0):
-            raise InputError("a mixture of experts is not supported")
+    def _check(self, tensor: GGUFTensor) -> None:
+        """InputError if the tensor is of a type that cannot be dequantised, or does not lie in the file."""
+        try:
+            kind = GGMLQuantizationType(tensor.kind)
+            dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+        except (ValueError, KeyError, NotImplementedError) as error:
+            names = {kind.value: kind.name for kind in GGMLQuantizationType}
+            name = names.get(tensor.kind, f"type {tensor.kind}")
+            raise InputError(f"{tensor.name} is quantised as {name}, which is not supported") from error
+        end = tensor.start + _byte_size(tensor, kind)
+        if end > self._bytes.size:
+            raise InputError(
+                f"not readable as GGUF: {tensor.name} of shape {tensor.shape} ends at byte {end}, "
+                f"the file at {self._bytes.size}"
+            )
 
-        def number(key: str, default: int | None = None) -> int:
-            value = self._field(f"llama.{key}", default)
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"the field llama.{key} must be a positive number, found {value!r}")
-            return value
 
-        heads, width = number("attention.head_count"), number("embedding_length")
-        head_dim = number("attention.key_length", width // heads)
-        if self._field("llama.rope.dimension_count", head_dim) != head_dim:
-            raise InputError("rotary positions on a part of each head are not supported")
-        if "model.embed_tokens.weight" not in self._tensors:
-            raise InputError("lacks the tensor token_embd.weight")
-        return LlamaConfig(
-            vocab_size=self._tensors["model.embed_tokens.weight"].data.shape[0],
-            hidden_size=width,
-            intermediate_size=number("feed_forward_length"),
-            num_hidden_layers=number("block_count"),
-            num_attention_heads=heads,
-            num_key_value_heads=number("attention.head_count_kv", heads),
-            head_dim=head_dim,
-            max_position_embeddings=number("context_length"),
-            rms_norm_eps=float(self._field("llama.attention.layer_norm_rms_epsilon", 1e-5)),
-            rope_theta=float(self._field("llama.rope.freq_base", 10_000.0)),
-            attention_bias="model.layers.0.self_attn.q_proj.bias" in self._tensors,
-            mlp_bias="model.layers.0.mlp.gate_proj.bias" in self._tensors,
-            tie_word_embeddings="lm_head.weight" not in self._tensors,
-        )
+def _byte_size(tensor: GGUFTensor, kind: GGMLQuantizationType) -> int:
+    block, size = GGML_QUANT_SIZES[kind]
+    if tensor.shape[-1] % block:
+        raise InputError(f"{tensor.name} has rows of {tensor.shape[-1]}, no multiple of the {block} of {kind.name}")
+    return math.prod(tensor.shape) // block * size
 
 
 def _half_split(weights: np.ndarray, heads: int) -> np.ndarray:
@@ -112,12 +105,10 @@ def _half_split(weights: np.ndarray, heads: int) -> np.ndarray:
     return paired.swapaxes(1, 2).reshape(weights.shape)
 
 
-def _hf_name(name: str, where: str) -> str:
-    if name == "rope_freqs.weight":
-        return name
+def _hf_name(name: str) -> str:
     *parts, kind = name.split(".")
     if len(parts) == 1 and parts[0] in OUTER_NAMES:
         return f"{OUTER_NAMES[parts[0]]}.{kind}"
     if len(parts) == 3 and parts[0] == "blk" and parts[2] in BLOCK_NAMES:
         return f"model.layers.{parts[1]}.{BLOCK_NAMES[parts[2]]}.{kind}"
-    raise InputError(f"{where}: tensor {name!r} is not one of a LLaMA")
+    raise InputError(f"tensor {name!r} is not one of a LLaMA")

@@ -11,12 +11,13 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from uner_jax.model.config import LlamaConfig, config_from_hf, config_to_hf
+from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError, write_json
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights.checkpoint import make_way
+from uner_jax.weights.hf_config import config_from_hf, config_to_hf
 from uner_jax.weights.names import TENSOR_NAMES
 
 SHARD_BYTES = 4 * 2**30
@@ -102,16 +103,14 @@ def write_hf(model: Llama, tokenizer: Tokenizer, directory: Path, dtype: str | N
 
 
 def _write_configs(config: LlamaConfig, tokenizer: Tokenizer, directory: Path, dtype: str) -> None:
-    from transformers import GenerationConfig  # a slow import
-    from transformers import LlamaConfig as HFLlamaConfig
+    from transformers import AutoConfig, GenerationConfig  # a slow import
 
     special: dict[str, Any] = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    hf_config = HFLlamaConfig(**config_to_hf(config), **special, architectures=["LlamaForCausalLM"], dtype=dtype)
-    hf_config.save_pretrained(directory)
+    AutoConfig.for_model(**config_to_hf(config), **special, dtype=dtype).save_pretrained(directory)
     GenerationConfig(**special, do_sample=False, max_new_tokens=MAX_NEW_TOKENS).save_pretrained(directory)
 
 

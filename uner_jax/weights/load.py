@@ -152,8 +152,12 @@ def _read_parameter(source: Tensors, name: str, leaf: jax.ShapeDtypeStruct) -> j
         if not theirs.per_layer:
             return np.asarray(tensor(0)[index], leaf.dtype)
         layers = range(leaf.shape[0])[index[0]]
-        stacked = np.empty(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-        for place, layer in enumerate(layers):
+        # the first is read before room is made for all: its shape is what the config says, or there is none.
+        first = tensor(layers[0])[index[1:]]
+        stacked = np.empty((len(layers), *first.shape), leaf.dtype)
+        stacked[0] = first
+        del first
+        for place, layer in enumerate(layers[1:], 1):
             stacked[place] = tensor(layer)[index[1:]]
         return stacked
 

@@ -59,6 +59,8 @@ TENSOR_NAMES = {
     **_projection("attention.key", "self_attn.k_proj"),
     **_projection("attention.value", "self_attn.v_proj"),
     **_projection("attention.output", "self_attn.o_proj"),
+    "layers.attention.query_norm.scale": TensorName("model.layers.{layer}.self_attn.q_norm.weight"),
+    "layers.attention.key_norm.scale": TensorName("model.layers.{layer}.self_attn.k_norm.weight"),
     "layers.mlp_norm.scale": TensorName("model.layers.{layer}.post_attention_layernorm.weight"),
     **_projection("mlp.gate", "mlp.gate_proj"),
     **_projection("mlp.up", "mlp.up_proj"),
