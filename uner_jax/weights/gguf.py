@@ -44,6 +44,15 @@ class GGUFTensors:
         """The names of all tensors."""
         return set(self._tensors)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is read, whatever the file is quantised as."""
+        return np.dtype(np.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, dequantised."""
+        return tuple(int(size) for size in reversed(self._tensors[name].shape))
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised to float32, (out, in)."""
         tensor = self._tensors[name]
@@ -58,6 +67,9 @@ class GGUFTensors:
         heads = rotated.get(name.split(".")[-2], 0)
         # a wrong shape is for load_model to report.
         return _half_split(weights, heads) if heads * self.config.head_dim == weights.shape[0] else weights
+
+    def check_read(self) -> None:
+        """The format has no checksums."""
 
     def _field(self, key: str, default: Any = None) -> Any:
         field = self._reader.fields.get(key)

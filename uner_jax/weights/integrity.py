@@ -7,10 +7,12 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uner_jax.records import InputError
 
@@ -23,9 +25,13 @@ class DamagedError(InputError):
     """A checkpoint cannot be read, or does not hold what was written."""
 
 
-def sealed(metadata: Mapping[str, Any], items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The metadata with digests of all that the checkpoint's items hold, and of itself."""
-    digests = {item: digests_of(leaves) for item, leaves in items.items()}
+def sealed(
+    metadata: Mapping[str, Any],
+    items: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The metadata with digests of all that the checkpoint's items hold, some of them known, and of itself."""
+    digests = {item: digests_of(leaves) for item, leaves in items.items()} | dict(known)
     with_digests = {**metadata, "digests": digests}
     return {**with_digests, "seal": _hash(with_digests)}
 
@@ -42,7 +48,11 @@ def check_digests(where: str, metadata: Mapping[str, Any], item: str, leaves: Ma
     expected = metadata.get("digests", {}).get(item)
     if expected is None:
         return
-    found = digests_of(leaves)
+    compare_digests(where, item, expected, digests_of(leaves))
+
+
+def compare_digests(where: str, item: str, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+    """DamagedError if a digest is not the one expected."""
     wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if wrong:
         listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
@@ -57,13 +67,32 @@ def digests_of(leaves: Mapping[str, Any]) -> dict[str, int]:
     return texts | {name: int(digest) for name, digest in digests.items()}
 
 
+class Digest:
+    """The digest of an array that comes in blocks, one behind the other in its order."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.elements = 0
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in the next elements."""
+        found = _block_digest(block.reshape(-1), np.uint32(self.elements % 2**32))
+        self.value = (self.value + int(found)) % 2**32
+        self.elements += block.size
+
+
 @jax.jit
 def _array_digests(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: _array_digest(x) for name, x in arrays.items()}
+    return {name: _array_digest(x, jnp.uint32(0)) for name, x in arrays.items()}
 
 
-def _array_digest(x: jax.Array) -> jax.Array:
-    """The sum modulo 2**32, whose order is free, of a hash of each element's bits and its place.
+@jax.jit
+def _block_digest(x: jax.Array, first: jax.Array) -> jax.Array:
+    return _array_digest(x, first)
+
+
+def _array_digest(x: jax.Array, first: jax.Array) -> jax.Array:
+    """The sum modulo 2**32, whose order is free, of a hash of each element's bits and its place, from `first` on.
 
     The hash (MurmurHash3's finalizer) is one to one in the bits: a change of any one element always shows.
     """
@@ -71,7 +100,7 @@ def _array_digest(x: jax.Array) -> jax.Array:
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = bits ^ (place * jnp.uint32(0x9E3779B1))
+    mixed = bits ^ ((place + first) * jnp.uint32(0x9E3779B1))
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
     return jnp.sum(mixed ^ (mixed >> jnp.uint32(16)), dtype=jnp.uint32)

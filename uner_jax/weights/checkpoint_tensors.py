@@ -1,0 +1,108 @@
+"""The parameters of a checkpoint of ours: all at once onto a mesh, or one tensor after another."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from uner_jax.records import InputError
+from uner_jax.weights.checkpoint import config_of, read_items, read_metadata
+from uner_jax.weights.integrity import check_digests, compare_digests, read_whole
+from uner_jax.weights.stored import StoredArray, open_array
+from uner_jax.weights.tensors import places
+
+
+class CheckpointTensors:
+    """The parameters of a checkpoint of ours."""
+
+    def __init__(self, directory: Path):
+        self.where = str(directory)
+        self.directory = epath.Path(directory.absolute())
+        self._metadata = read_metadata(directory)
+        self.config = config_of(self._metadata)
+        self.adapter: dict[str, Any] | None = self._metadata.get("adapter")
+        self._places = {place.name: place for place in places(self.config)}
+        self._arrays: dict[str, StoredArray] = {}
+        self._held: tuple[str, int, Any] = "", 0, None
+
+    def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+        """All parameters, as the shapes, dtypes and shardings given say. Raises InputError if one does not fit."""
+        saved = self._saved
+        found = {name: tuple(leaf.shape) for name, leaf in saved.items()}
+        expected = {name: leaf.shape for name, leaf in abstract.items()}
+        if found != expected:
+            name = min(name for name in found | expected if found.get(name) != expected.get(name))
+            shapes = f"{found.get(name, 'not there')}; the config says {expected.get(name, 'not there')}"
+            raise InputError(f"{self.where}: the shape of {name} is {shapes}")
+        # in the dtype of the file first: the digests are of its bits.
+        as_saved = {
+            name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
+            for name, leaf in abstract.items()
+        }
+        leaves = read_items(Path(self.where), {"model": as_saved})["model"]
+        check_digests(self.where, self._metadata, "model", leaves)
+        return {name: leaves.pop(name).astype(leaf.dtype) for name, leaf in abstract.items()}
+
+    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of all parameters, by name."""
+        return {name: tuple(saved.shape) for name, saved in self._saved.items()}
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype that the parameters were saved in."""
+        return np.dtype(self._saved["embedding"].dtype)
+
+    def names(self) -> set[str]:
+        """The names of all tensors, as far as there are parameters for them."""
+        return {name for name, place in self._places.items() if place.parameter in self._saved}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor."""
+        return self._places[name].shape
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in the dtype of the checkpoint."""
+        place = self._places[name]
+        array = self._array(place.parameter)
+        theirs = np.empty(place.shape, array.dtype)
+        ours = place.table.to_ours(theirs, place.own_shape)  # a view: what is put there stands in theirs
+        if place.layer is None:
+            for block in array.blocks():
+                ours[block] = array.read(block)
+        elif array.layers_at_once == 1:
+            for block in array.blocks_of(place.layer):
+                ours[block[1:]] = array.read(block)[0]
+        else:
+            ours[...] = self._layer(array, place.parameter, place.layer)
+        return theirs
+
+    def check_read(self) -> None:
+        """DamagedError if a parameter all of whose tensors were read, in order, is not what was written."""
+        read = {name: array.digest for name, array in self._arrays.items() if array.digest is not None}
+        expected = self._metadata.get("digests", {}).get("model", {})
+        compare_digests(self.where, "model", {name: expected[name] for name in read if name in expected}, read)
+
+    def _array(self, parameter: str) -> StoredArray:
+        if parameter not in self._arrays:
+            self._arrays[parameter] = open_array(Path(self.where) / "model", parameter)
+        return self._arrays[parameter]
+
+    def _layer(self, array: StoredArray, parameter: str, layer: int) -> np.ndarray:
+        """A layer of a checkpoint whose chunks hold several; those that lie together are held until others come."""
+        first = layer // array.layers_at_once * array.layers_at_once
+        if self._held[:2] != (parameter, first):
+            self._held = "", 0, None
+            last = min(first + array.layers_at_once, array.shape[0])
+            self._held = parameter, first, array.read((slice(first, last),))
+        return self._held[2][layer - first]
+
+    @cached_property
+    def _saved(self) -> dict[str, Any]:
+        saved = read_whole(self.where, lambda: ocp.checkpointables_metadata(self.directory)).metadata["model"]
+        if saved is None:
+            raise InputError(f"{self.where}: the list of the model's parameters is not readable; copy it again, whole")
+        return saved
