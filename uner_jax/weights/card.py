@@ -81,7 +81,11 @@ def _front_matter(card: Card, origin: Origin, is_adapter: bool) -> str:
 
 
 def _body(card: Card, origin: Origin, has_template: bool, adapter_of: str) -> str:
-    what = f"A LoRA adapter for `{adapter_of}`" if adapter_of else "A language model of LLaMA's architecture"
+    what = (
+        f"A LoRA adapter for `{card.base_model or _name(adapter_of)}`"
+        if adapter_of
+        else "A language model of LLaMA's architecture"
+    )
     parts = [
         "# Open named-entity recognition",
         f"{what} that is asked for the entities of one type in a passage and answers with a JSON list of their texts, "
@@ -136,10 +140,10 @@ def _training(card: Card, origin: Origin) -> str:
     data = ", ".join(f"`{name}`" for name in card.datasets) or "not recorded by its name on the Hub"
     if origin.recipe is None:
         known = "The recipe is not recorded with these weights."
-        return f"{known} Training data: {data}." + (f" Converted from `{origin.base}`." if origin.base else "")
+        return f"{known} Training data: {data}." + (f" Converted from `{_name(origin.base)}`." if origin.base else "")
     rows = {words: _field(origin.recipe, name) for words, name in RECIPE.items()}
     rows = {"optimizer steps": origin.step} | rows
-    rows["base"] = rows["base"] or "random weights"
+    rows["base"] = f"`{_name(rows['base'])}`" if rows["base"] else "random weights"
     versions = ", ".join(f"{name} {version}" for name, version in origin.recipe.get("versions", {}).items())
     lines = [f"| {words} | {value} |" for words, value in rows.items() if value is not None]
     return f"Trained by uner_jax ({versions or 'versions unknown'}). Training data: {data}.\n\n" + "\n".join(
@@ -154,11 +158,16 @@ def _licence(card: Card, origin: Origin) -> str:
         first = f"- The model card of the base states `{origin.license}`, and these weights are derived from it."
     else:
         first = "- The licence of these weights is unknown: none is recorded. Ask whoever made them before use."
-    base = card.base_model or origin.base
+    base = card.base_model or _name(origin.base)
     llama = f"not recorded; the base is named `{base}`" if base else "not recorded"
     trained_on = " ".join([*card.datasets, str(_field(origin.recipe or {}, "data.name") or "")])
     pile = f"likely: the data is named `{trained_on.strip()}`" if "pile" in trained_on.lower() else "not recorded"
     return "\n".join([first, LLAMA.format(llama=llama), PILE.format(pile=pile)])
+
+
+def _name(path: str) -> str:
+    # a card is published, and the rest of a path is of the machine's owner.
+    return Path(path).name
 
 
 def _field(recipe: dict[str, Any], name: str) -> Any:

@@ -175,15 +175,14 @@ def _write_shards(source: Tensors, shards: list[list[Place]], total: int, dtype:
     weight_map: dict[str, str] = {}
     with Progress("writing weights", total, "B") as shown:
 
-        def tensors(shard: list[Place]) -> Iterator[np.ndarray]:
-            for place in shard:
-                yield source.read(place.name)
-                shown.advance(_size(place, dtype))
+        def read(place: Place) -> np.ndarray:
+            shown.advance(_size(place, dtype))
+            return source.read(place.name)
 
         for number, shard in enumerate(shards, 1):
             file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             shapes = {place.name: place.shape for place in shard}
-            write_tensor_file(directory / file, shapes, dtype, tensors(shard))
+            write_tensor_file(directory / file, shapes, dtype, map(read, shard))
             weight_map |= dict.fromkeys(shapes, file)
     if len(shards) > 1:
         write_json(directory / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
