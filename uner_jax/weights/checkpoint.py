@@ -32,9 +32,10 @@ from uner_jax.records import InputError
 from uner_jax.template import Noun
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights.directory import whole_directory
-from uner_jax.weights.integrity import check_digests, check_seal, read_whole, sealed
+from uner_jax.weights.integrity import DamagedError, check_digests, check_seal, read_whole, sealed
+from uner_jax.weights.json_object import read_object
 from uner_jax.weights.stored import StoredArray, create_array
-from uner_jax.weights.tensors import ModelTensors, Place, Tensors, places
+from uner_jax.weights.tensors import ModelTensors, Place, Tensors, check_sizes, places
 
 FORMAT = "uner_jax/1"
 
@@ -153,10 +154,15 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 def read_metadata(directory: Path) -> dict[str, Any]:
     """A checkpoint's metadata. Raises InputError if it was not written by this project, or is damaged."""
+    about = directory / "_CHECKPOINT_METADATA"
+    if about.is_file():  # a remote one is Orbax's to read
+        read_object(about)
     try:
         found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
     except ValueError as error:  # Orbax's for a checkpoint without named items
         raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}: {error}") from error
+    except (TypeError, KeyError, AttributeError, RecursionError, OSError) as error:  # for a damaged one
+        raise DamagedError(f"{directory}: damaged or incomplete: {error!r:.200}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}")
     for item in ("model", "tokenizer"):
@@ -173,6 +179,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     check_digests(str(directory), metadata, "tokenizer", items["tokenizer"])
     with tempfile.TemporaryDirectory() as temporary:
         for name, text in items["tokenizer"].items():
+            if not isinstance(text, str) or Path(name).name != name:
+                raise DamagedError(f"{directory}: damaged: {name!r:.60} is no file of a tokenizer")
             Path(temporary, name).write_text(text, encoding="utf-8")
         return load_tokenizer(temporary)
 
@@ -183,9 +191,14 @@ def read_items(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return read_whole(str(directory), lambda: ocp.load_checkpointables(epath.Path(directory.absolute()), wanted))
 
 
-def config_of(metadata: dict[str, Any]) -> LlamaConfig:
-    """The model's config from a checkpoint's metadata."""
-    fields = dict(metadata["model_config"])
-    if fields["rope_scaling"] is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return LlamaConfig(**fields)
+def config_of(metadata: dict[str, Any], where: str = "a checkpoint") -> LlamaConfig:
+    """The model's config from a checkpoint's metadata; DamagedError if there is none in it."""
+    try:
+        fields = dict(metadata["model_config"])
+        if fields["rope_scaling"] is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        config = LlamaConfig(**fields)
+        check_sizes(config, where)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedError(f"{where}: the model's config is not readable ({error!r:.200})") from error
+    return config

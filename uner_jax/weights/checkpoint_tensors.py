@@ -1,5 +1,6 @@
 """The parameters of a checkpoint of ours: all at once onto a mesh, or one tensor after another."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ from orbax.checkpoint import v1 as ocp
 
 from uner_jax.records import InputError
 from uner_jax.weights.checkpoint import config_of, read_items, read_metadata
-from uner_jax.weights.integrity import check_digests, compare_digests, read_whole
+from uner_jax.weights.integrity import DamagedError, check_digests, compare_digests, read_whole
 from uner_jax.weights.stored import StoredArray, open_array
-from uner_jax.weights.tensors import places
+from uner_jax.weights.tensors import Place, places
+
+# weights of a model compress to three quarters; those of a test, all equal, to a thousandth: see SLACK.
+COMPRESSION = 8
+SLACK = 2**30
 
 
 class CheckpointTensors:
@@ -23,7 +28,7 @@ class CheckpointTensors:
         self.where = str(directory)
         self.directory = epath.Path(directory.absolute())
         self._metadata = read_metadata(directory)
-        self.config = config_of(self._metadata)
+        self.config = config_of(self._metadata, self.where)
         self.adapter: dict[str, Any] | None = self._metadata.get("adapter")
         self._places = {place.name: place for place in places(self.config)}
         self._arrays: dict[str, StoredArray] = {}
@@ -38,6 +43,7 @@ class CheckpointTensors:
             name = min(name for name in found | expected if found.get(name) != expected.get(name))
             shapes = f"{found.get(name, 'not there')}; the config says {expected.get(name, 'not there')}"
             raise InputError(f"{self.where}: the shape of {name} is {shapes}")
+        _check_bytes(self.where, saved)
         # in the dtype of the file first: the digests are of its bits.
         as_saved = {
             name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
@@ -68,6 +74,7 @@ class CheckpointTensors:
         """One tensor in the dtype of the checkpoint."""
         place = self._places[name]
         array = self._array(place.parameter)
+        self._check_array(array, place)
         theirs = np.empty(place.shape, array.dtype)
         ours = place.table.to_ours(theirs, place.own_shape)  # a view: what is put there stands in theirs
         if place.layer is None:
@@ -91,6 +98,12 @@ class CheckpointTensors:
             self._arrays[parameter] = open_array(Path(self.where) / "model", parameter)
         return self._arrays[parameter]
 
+    def _check_array(self, array: StoredArray, place: Place) -> None:
+        shape = place.own_shape if place.layer is None else (self.config.num_hidden_layers, *place.own_shape)
+        if array.shape != shape or array.dtype != self.dtype or not array.chunks_fit:
+            found = f"{array.dtype} {array.shape}; the config says {self.dtype} {shape}"
+            raise DamagedError(f"{self.where}: damaged: {place.parameter} is stored as {found}")
+
     def _layer(self, array: StoredArray, parameter: str, layer: int) -> np.ndarray:
         """A layer of a checkpoint whose chunks hold several; those that lie together are held until others come."""
         first = layer // array.layers_at_once * array.layers_at_once
@@ -106,3 +119,11 @@ class CheckpointTensors:
         if saved is None:
             raise InputError(f"{self.where}: the list of the model's parameters is not readable; copy it again, whole")
         return saved
+
+
+def _check_bytes(where: str, saved: dict[str, Any]) -> None:
+    """DamagedError if the parameters are said to be many times what lies on disk: memory is not taken for that."""
+    said = sum(math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize for leaf in saved.values())
+    there = sum(file.stat().st_size for file in Path(where, "model").rglob("*") if file.is_file())
+    if said > COMPRESSION * there + SLACK:
+        raise DamagedError(f"{where}: damaged: {said:,} bytes of parameters are said to be in files of {there:,}")

@@ -36,6 +36,11 @@ class StoredArray:
         """How many of the first axis lie in one chunk, and so are read together."""
         return self._chunk[0]
 
+    @property
+    def chunks_fit(self) -> bool:
+        """Whether no chunk is larger than the array: it would be memory that nobody needs."""
+        return all(chunk <= size for chunk, size in zip(self._chunk, self.shape, strict=True))
+
     def blocks(self) -> Iterator[Block]:
         """Ranges of the first axis, or of the first two where a chunk has one of the first: in the array's order."""
         if len(self.shape) == 1 or self._chunk[0] > 1:

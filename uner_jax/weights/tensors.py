@@ -95,8 +95,9 @@ class ModelTensors:
 def check_sizes(config: LlamaConfig, where: str) -> None:
     """InputError if a size is larger than that of any model: nothing may be made of it."""
     for name, largest in LARGEST.items():
-        if getattr(config, name) > largest:
-            raise InputError(f"{where}: {name} = {getattr(config, name):,} is no LLaMA's; expected {largest:,} at most")
+        size = getattr(config, name)
+        if type(size) is not int or not 0 < size <= largest:
+            raise InputError(f"{where}: {name} = {size!r:.60} is no LLaMA's; expected 1 to {largest:,}")
 
 
 def check_tensors(source: Tensors) -> None:
