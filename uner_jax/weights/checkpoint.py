@@ -115,12 +115,11 @@ def _write_arrays(source: Tensors, dtype: np.dtype, total: int, item: Path) -> d
 
 def _write_tensor(array: StoredArray, place: Place, tensor: np.ndarray) -> None:
     ours = place.table.to_ours(tensor, place.own_shape)
-    if place.layer is None:
-        for block in array.blocks():
-            array.write(block, ours[block].astype(array.dtype, order="C"))
-    else:
-        for block in array.blocks_of(place.layer):
-            array.write(block, ours[block[1:]].astype(array.dtype, order="C")[None])
+    for block in array.blocks() if place.layer is None else array.blocks_of(place.layer):
+        part = ours[block if place.layer is None else block[1:]]
+        values = np.empty(part.shape, array.dtype)
+        place.copy(part, values)
+        array.write(block, values if place.layer is None else values[None])
 
 
 def _write_frame(

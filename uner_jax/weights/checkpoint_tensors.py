@@ -79,12 +79,12 @@ class CheckpointTensors:
         ours = place.table.to_ours(theirs, place.own_shape)  # a view: what is put there stands in theirs
         if place.layer is None:
             for block in array.blocks():
-                ours[block] = array.read(block)
+                place.copy(array.read(block), ours[block])
         elif array.layers_at_once == 1:
             for block in array.blocks_of(place.layer):
-                ours[block[1:]] = array.read(block)[0]
+                place.copy(array.read(block)[0], ours[block[1:]])
         else:
-            ours[...] = self._layer(array, place.parameter, place.layer)
+            place.copy(self._layer(array, place.parameter, place.layer), ours)
         return theirs
 
     def check_read(self) -> None:

@@ -15,7 +15,7 @@ import tensorstore as ts
 from uner_jax.weights.integrity import Digest, read_whole
 
 # Chunks are not compressed: that would save a fifth and take ten times as long.
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 
 Block = tuple[slice, ...]
 
