@@ -1,4 +1,4 @@
-"""The `uner` command: convert, extract, evaluate, view, export, demo, ask, plan."""
+"""The `uner` command: convert, inspect, extract, evaluate, view, export, demo, ask, plan."""
 
 import os
 import sys
@@ -63,6 +63,25 @@ def to_hf(
 
     card = Card(base_model, license, datasets, language)
     print(convert_to_hf(source, destination, dtype, adapter, card), file=sys.stderr)
+
+
+def inspect(path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")], json: bool = False) -> None:
+    """Say what a path is: a model in any form, an adapter, a training run, a data set, a file of records.
+
+    Reads headers only. Leaves with 1 if what is there cannot be used, and says why.
+
+    Args:
+        path: A Hugging Face or PEFT directory, a checkpoint or run_dir, a GGUF file, TFRecords, a tokenizer, records.
+        json: Print one JSON object, for programs.
+    """
+    from json import dumps
+
+    from uner_jax.inspection.path import inspect, lines
+
+    facts = inspect(path)
+    print(dumps(facts, indent=2) if json else "\n".join(lines(facts)))
+    if "problem" in facts:
+        raise InputError(facts["problem"])
 
 
 def extract(
@@ -322,6 +341,7 @@ def plan(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "convert from-hf": from_hf,
     "convert to-hf": to_hf,
+    "inspect": inspect,
     "extract": extract,
     "evaluate": evaluate,
     "view": view,

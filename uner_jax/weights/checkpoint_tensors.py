@@ -1,6 +1,7 @@
 """The parameters of a checkpoint of ours: all at once onto a mesh, or one tensor after another."""
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,11 @@ class CheckpointTensors:
     def saved_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all parameters, by name."""
         return {name: tuple(saved.shape) for name, saved in self._saved.items()}
+
+    def saved(self) -> Iterator[tuple[np.dtype, tuple[int, ...]]]:
+        """Dtype and shape of each parameter."""
+        for leaf in self._saved.values():
+            yield np.dtype(leaf.dtype), tuple(leaf.shape)
 
     @property
     def dtype(self) -> np.dtype:

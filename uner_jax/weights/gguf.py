@@ -1,5 +1,6 @@
 """GGUF files, in: the format of llama.cpp, dequantised tensor by tensor."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,14 @@ class GGUFTensors:
         heads = rotated.get(name.split(".")[-2], 0)
         # a wrong shape is for load_model to report.
         return _half_split(weights, heads) if heads * self.config.head_dim == weights.shape[0] else weights
+
+    def parameters(self) -> dict[str, Any]:
+        """How many there are, their bytes in the file, and how many in each quantisation."""
+        counts: Counter[str] = Counter()
+        for tensor in self._tensors.values():
+            counts[tensor.tensor_type.name] += int(tensor.n_elements)
+        size = sum(int(tensor.n_bytes) for tensor in self._tensors.values())
+        return {"count": sum(counts.values()), "bytes": size, "dtypes": dict(counts)}
 
     def check_read(self) -> None:
         """The format has no checksums."""

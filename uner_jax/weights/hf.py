@@ -49,7 +49,7 @@ class HFTensors:
     @property
     def dtype(self) -> np.dtype:
         """The dtype of the last norm, in which all that matters is kept."""
-        return self._entry("model.norm.weight").dtype
+        return self.entry("model.norm.weight").dtype
 
     def names(self) -> set[str]:
         """The names of all tensors."""
@@ -57,7 +57,7 @@ class HFTensors:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
-        return self._entry(name).shape
+        return self.entry(name).shape
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its own dtype (bfloat16 as ml_dtypes')."""
@@ -66,7 +66,8 @@ class HFTensors:
     def check_read(self) -> None:
         """The format has no checksums."""
 
-    def _entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> Entry:
+        """What the header says of one tensor."""
         if name not in self._files:
             raise InputError(f"{self.where}: lacks 1 tensor(s): {name}; the config does not fit the weights")
         return self._files[name].entries[name]
