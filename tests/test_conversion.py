@@ -1,28 +1,36 @@
 """Conversion passes weights on a tensor at a time, tells what it knows of them, and leaves nothing half done."""
 
+import dataclasses
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
+import gguf
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 from tiny_model import CONFIG, random_model
+from tokenizers import pre_tokenizers
 
-from uner_jax.model.parameters import flatten
+from uner_jax.model.config import RopeScaling
+from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError, write_json
-from uner_jax.tokenizer import Tokenizer
+from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights import directory as directories
 from uner_jax.weights import load_model, stored
 from uner_jax.weights.card import Card
+from uner_jax.weights.chat import chat_template
 from uner_jax.weights.checkpoint import checkpoint_directory, metadata_of, model_items, read_metadata
-from uner_jax.weights.convert import convert_from_hf, convert_to_hf
+from uner_jax.weights.convert import convert_from_hf, convert_to_gguf, convert_to_hf
+from uner_jax.weights.gguf_vocabulary import add_vocabulary, write_head
 from uner_jax.weights.hf import HFTensors, write_hf
 from uner_jax.weights.integrity import DamagedError, Digest, digests_of, sealed
 from uner_jax.weights.origin import Origin, read_origin
@@ -187,3 +195,85 @@ def test_the_licence_of_a_base_goes_along(source, tmp_path):
     convert_to_hf(tmp_path / "checkpoint", tmp_path / "back")
     assert front_matter(tmp_path / "back")["license"] == "apache-2.0"
     assert "states `apache-2.0`" in (tmp_path / "back" / "README.md").read_text()
+
+
+# ---- GGUF
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "q8_0"])
+def test_a_gguf_holds_the_model_in_the_dtype_asked_for(dtype, source, tok512, tmp_path):
+    convert_to_gguf(source, tmp_path / "model.gguf", dtype)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.gguf"]
+    found, expected = flatten(load_model(tmp_path / "model.gguf", None)), flatten(random_model())
+    for name, leaf in expected.items():
+        exact = np.asarray(leaf)
+        if dtype != "float32" and "norm" not in name:
+            # a row of 16 or 24 numbers has no whole block of 32: it is in float16.
+            exact = np.asarray(leaf.astype("bfloat16" if dtype == "bfloat16" else "float16").astype(jnp.float32))
+        assert np.asarray(found[name]).tobytes() == exact.tobytes(), name
+    assert load_tokenizer(tmp_path / "model.gguf").fingerprint == tok512.fingerprint
+    fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == chat_template(tok512)
+    with pytest.raises(InputError, match="exists; give another name"):
+        convert_to_gguf(source, tmp_path / "model.gguf", dtype)
+
+
+def test_blocks_of_32_are_quantised(tok512, tmp_path):
+    config = dataclasses.replace(CONFIG, hidden_size=64, intermediate_size=96, attention_bias=True, mlp_bias=True)
+    model = abstract_model(config)
+    drawn = np.random.default_rng(0)
+    leaves = {name: jnp.asarray(drawn.normal(size=leaf.shape), jnp.float32) for name, leaf in flatten(model).items()}
+    write_hf(unflatten(model, leaves), tok512, tmp_path / "hf")
+    convert_to_gguf(tmp_path / "hf", tmp_path / "model.gguf", "q8_0")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert kinds["blk.1.attn_q.weight"] == "Q8_0" and kinds["blk.1.attn_q.bias"] == "F32"
+    assert kinds["blk.0.attn_output.weight"] == "F16"  # rows of two heads of 8
+    for name, leaf in flatten(load_model(tmp_path / "model.gguf", None)).items():
+        largest = np.abs(leaves[name]).max()
+        np.testing.assert_allclose(np.asarray(leaf), leaves[name], rtol=0, atol=float(largest) / 127, err_msg=name)
+
+
+def small_byte_level(texts: list[str], directory: Path) -> Tokenizer:
+    """A tokenizer of SmolLM2's kind: byte-level BPE, digits apart, no BOS."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<|im_end|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.save(str(directory / "tokenizer.json"))
+    write_json(directory / "tokenizer_config.json", {"eos_token": "<|im_end|>"})
+    return load_tokenizer(directory)
+
+
+@pytest.mark.parametrize("name", ["llama2", "byte-level"])
+def test_a_gguf_has_the_tokenizer(name, llama_tokenizer_path, tmp_path, shared_data):
+    lines = (shared_data / "teacher" / "pile_ner_sample.jsonl").read_text(encoding="utf-8").splitlines()[::9]
+    texts = [turn["value"] for line in lines for turn in json.loads(line)["conversations"]]
+    tokenizer = load_tokenizer(llama_tokenizer_path) if name == "llama2" else small_byte_level(texts, tmp_path)
+    with closing(gguf.GGUFWriter(tmp_path / "words.gguf", "llama")) as writer:
+        add_vocabulary(writer, tokenizer, tokenizer.vocab_size + 3)  # a model may have more rows
+        write_head(writer)
+    read = load_tokenizer(tmp_path / "words.gguf")
+    assert (read.bos_id, read.eos_id, read.adds_bos) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos)
+    assert len(texts) > 100 and read.encode_batch(texts) == tokenizer.encode_batch(texts)
+
+
+def test_what_a_gguf_cannot_hold_is_said(source, tok512, tmp_path):
+    with pytest.raises(InputError, match="the tokenizer has 512 tokens, and the model 500"):
+        add_vocabulary(gguf.GGUFWriter(None, "llama"), tok512, 500)
+    scaled = dataclasses.replace(CONFIG, rope_scaling=RopeScaling("linear", 2.0))
+    model = unflatten(abstract_model(scaled), flatten(random_model()))
+    write_hf(model, tok512, tmp_path / "scaled")
+    with pytest.raises(InputError, match="rotary scaling is not written as GGUF"):
+        convert_to_gguf(tmp_path / "scaled", tmp_path / "model.gguf", "float32")
+    large = flatten(random_model())
+    large["head"] = large["head"] * 1e6
+    write_hf(unflatten(random_model(), large), tok512, tmp_path / "large")
+    with pytest.raises(InputError, match=r"lm_head.weight has numbers that are no float16; choose --dtype bfloat16"):
+        convert_to_gguf(tmp_path / "large", tmp_path / "model.gguf", "float16")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large", "scaled"]

@@ -65,6 +65,21 @@ def to_hf(
     print(convert_to_hf(source, destination, dtype, adapter, card), file=sys.stderr)
 
 
+def to_gguf(
+    source: Source, destination: Destination, dtype: Literal["float32", "float16", "bfloat16", "q8_0"] = "bfloat16"
+) -> None:
+    """Convert any model to a GGUF file for llama.cpp, with its tokenizer and the prompt as its chat template.
+
+    Args:
+        source: A checkpoint directory, a run_dir of train.py (its newest checkpoint), or any model.
+        destination: The file; must not exist.
+        dtype: Dtype of the matrices; q8_0 takes half of bfloat16. Norms and biases are float32.
+    """
+    from uner_jax.weights.convert import convert_to_gguf
+
+    print(convert_to_gguf(source, destination, dtype), file=sys.stderr)
+
+
 def inspect(path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")], json: bool = False) -> None:
     """Say what a path is: a model in any form, an adapter, a training run, a data set, a file of records.
 
@@ -341,6 +356,7 @@ def plan(
 COMMANDS: dict[str, Callable[..., Any]] = {
     "convert from-hf": from_hf,
     "convert to-hf": to_hf,
+    "convert to-gguf": to_gguf,
     "inspect": inspect,
     "extract": extract,
     "evaluate": evaluate,

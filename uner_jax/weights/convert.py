@@ -10,6 +10,7 @@ from typing import Literal
 from uner_jax.records import InputError
 from uner_jax.weights.card import Card
 from uner_jax.weights.checkpoint import write_checkpoint_tensors
+from uner_jax.weights.gguf_writer import GGUFDtype, write_gguf
 from uner_jax.weights.hf import write_hf_tensors
 from uner_jax.weights.load import load_model, load_model_tokenizer, open_tensors, read_adapter
 from uner_jax.weights.origin import read_origin
@@ -50,6 +51,14 @@ def convert_to_hf(
     started = time.perf_counter()
     size = write_hf_tensors(tensors, tokenizer, destination, dtype, origin, card)
     return f"{destination}: Hugging Face directory of {source}, {_speed(size, started)}"
+
+
+def convert_to_gguf(source: Path, destination: Path, dtype: GGUFDtype = "bfloat16") -> str:
+    """Write a GGUF file of any model, and return a line of what was done. Raises InputError as `write_gguf` does."""
+    tensors, tokenizer, origin = _open_merged(source), load_model_tokenizer(source), read_origin(source)
+    started = time.perf_counter()
+    size = write_gguf(tensors, tokenizer, destination, dtype, origin)
+    return f"{destination}: GGUF file of {source}, {_speed(size, started)}"
 
 
 def _open_merged(source: Path) -> Tensors:

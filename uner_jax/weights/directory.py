@@ -20,6 +20,16 @@ def make_way(directory: Path) -> None:
         raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
 
 
+def check_room(path: Path, needed: int) -> None:
+    """InputError if the disk has less room than that many bytes of weights need; the parent directory must be there."""
+    free = shutil.disk_usage(path.parent).free
+    if needed and needed + BESIDE > free:
+        raise InputError(
+            f"{path}: needs {(needed + BESIDE) / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there; "
+            "make room, choose another place, or a smaller --dtype"
+        )
+
+
 @contextmanager
 def whole_directory(directory: Path, needed: int = 0) -> Iterator[Path]:
     """Give a new directory to write into, `DIRECTORY.partial`, that gets its name when the block ends well.
@@ -31,12 +41,7 @@ def whole_directory(directory: Path, needed: int = 0) -> Iterator[Path]:
     partial = directory.with_name(f"{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     directory.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(directory.parent).free
-    if needed and needed + BESIDE > free:
-        raise InputError(
-            f"{directory}: needs {(needed + BESIDE) / 1e9:,.2f} GB, and {free / 1e9:,.2f} GB are free there; "
-            "make room, choose another place, or a smaller --dtype"
-        )
+    check_room(directory, needed)
     partial.mkdir()
     try:
         yield partial
