@@ -45,8 +45,11 @@ def _of_directory(path: Path) -> Facts:
     checkpoint = checkpoint_directory(path)
     if checkpoint == path:
         return checkpoint_facts(path)
-    if checkpoint is not None or ((path / "config.json").is_file() and (path / "metrics.jsonl").is_file()):
-        return run_facts(path, checkpoint) if (path / "config.json").is_file() else checkpoint_facts(checkpoint)
+    is_run = (path / "config.json").is_file() and (checkpoint is not None or (path / "metrics.jsonl").is_file())
+    if is_run:
+        return run_facts(path, checkpoint)
+    if checkpoint is not None:
+        return checkpoint_facts(checkpoint)
     if is_peft(path):
         return peft_facts(path)
     if (path / "config.json").is_file():

@@ -85,13 +85,13 @@ def _gaps(tokenizer: Tokenizer, noun: Noun) -> tuple[str, str] | None:
     backend.encode_special_tokens = False
     passage, question = passage_turn("Ada met Grace."), question_turn("person")
     expected = encode_context(passage, tokenizer, noun=noun) + encode_question(question, tokenizer)
-    bos = backend.id_to_token(tokenizer.bos_id) if tokenizer.adds_bos else ""
+    bos = backend.id_to_token(tokenizer.bos_id) if tokenizer.adds_bos and tokenizer.bos_id is not None else ""
     eos = backend.id_to_token(tokenizer.eos_id)
     turns = f"{opening(noun)}{passage} ASSISTANT: {ACKNOWLEDGEMENT}{eos}", f"USER: {question} ASSISTANT:"
-    for gaps in product(("", " "), repeat=2):
-        text = f"{bos}{gaps[0]}{turns[0]}{gaps[1]}{turns[1]}"
+    for behind_bos, behind_eos in product(("", " "), repeat=2):
+        text = f"{bos}{behind_bos}{turns[0]}{behind_eos}{turns[1]}"
         if backend.encode(text, add_special_tokens=False).ids == expected:
-            return gaps
+            return behind_bos, behind_eos
     return None
 
 

@@ -85,7 +85,7 @@ def write_checkpoint_tensors(
     with whole_directory(directory, total) as partial:
         digests = _write_arrays(source, to, total, partial / "arrays")
         source.check_read()
-        metadata = metadata_of(source.config, noun) | about
+        metadata = metadata_of(source.config, noun) | dict(about)
         _write_frame(digests, to, tokenizer_files(tokenizer), metadata, partial / "whole")
         for name in digests:
             shutil.rmtree(partial / "whole" / "model" / name)
@@ -99,7 +99,7 @@ def write_checkpoint_tensors(
 
 def _write_arrays(source: Tensors, dtype: np.dtype, total: int, item: Path) -> dict[str, int]:
     """Write every parameter, and return their digests."""
-    digests = {}
+    digests: dict[str, int] = {}
     with Progress("writing weights", total, "B") as shown:
         for parameter, group in groupby(places(source.config), lambda place: place.parameter):
             layers = list(group)
@@ -109,6 +109,7 @@ def _write_arrays(source: Tensors, dtype: np.dtype, total: int, item: Path) -> d
             for place in layers:
                 _write_tensor(array, place, source.read(place.name))
                 shown.advance(math.prod(place.shape) * dtype.itemsize)
+            assert array.digest is not None  # all of its blocks are written
             digests[parameter] = array.digest
     return digests
 

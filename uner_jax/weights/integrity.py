@@ -36,7 +36,7 @@ def sealed(
     known: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The metadata with digests of all that the checkpoint's items hold, some of them known, and of itself."""
-    digests = {item: digests_of(leaves) for item, leaves in items.items()} | dict(known)
+    digests = {**{item: digests_of(leaves) for item, leaves in items.items()}, **known}
     with_digests = {**metadata, "digests": digests}
     return {**with_digests, "seal": _hash(with_digests)}
 

@@ -28,7 +28,7 @@ class StoredArray:
         self._where = where
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype = array.dtype.numpy_dtype
-        self._chunk: tuple[int, ...] = tuple(array.chunk_layout.read_chunk.shape)
+        self._chunk: tuple[int, ...] = tuple(map(int, np.asarray(array.chunk_layout.read_chunk.shape)))
         self._digest = Digest()
 
     @property

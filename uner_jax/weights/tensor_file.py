@@ -115,7 +115,7 @@ def _are_counts(value: Any) -> bool:
 
 
 def _bytes(tensor: np.ndarray) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(np.uint8))
+    return tensor.reshape(-1).view(np.uint8).data
 
 
 def write_tensor_file(
