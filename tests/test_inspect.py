@@ -16,6 +16,7 @@ from uner_jax.records import InputError, write_json, write_rows
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import stored
 from uner_jax.weights.checkpoint import write_checkpoint
+from uner_jax.weights.convert import convert_to_gguf
 from uner_jax.weights.hf import write_hf
 from uner_jax.weights.tensor_file import TensorFile
 
@@ -49,10 +50,12 @@ def test_a_model_is_told_without_reading_its_weights(name, models, monkeypatch):
         assert facts["integrity"]["digests"]["model"] == len(flatten(random_model()))
 
 
-def test_a_real_gguf_is_told(smollm2_path):
-    facts = inspect(smollm2_path)
-    assert (facts["kind"], facts["tokenizer"]["kind"]) == ("GGUF file", "byte-level BPE")
-    assert facts["parameters"]["count"] == 134_515_008 and "Q4_1" in facts["parameters"]["dtypes"]
+def test_a_gguf_is_told(models, tmp_path):
+    convert_to_gguf(models / "hf", tmp_path / "model.gguf", "float16")
+    facts = inspect(tmp_path / "model.gguf")
+    assert (facts["kind"], facts["tokenizer"]["kind"]) == ("GGUF file", "SentencePiece BPE")
+    count = sum(leaf.size for leaf in flatten(random_model()).values())
+    assert facts["parameters"]["count"] == count and set(facts["parameters"]["dtypes"]) == {"F16", "F32"}
 
 
 def test_an_adapter_is_told(tmp_path):

@@ -58,7 +58,7 @@ def check_digests(where: str, metadata: Mapping[str, Any], item: str, leaves: Ma
 
 def compare_digests(where: str, item: str, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
     """DamagedError if a digest is not the one expected."""
-    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     if wrong:
         listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
         raise DamagedError(f"{where}: damaged: {len(wrong)} of {item} do not match their checksums ({listed})")
