@@ -106,7 +106,9 @@ def test_a_model_comes_through_and_back_bit_for_bit(hf_path, tmp_path, capsys):
     assert (code, out) == (0, "") and f"{tmp_path / 'checkpoint'}: checkpoint of {hf_path}" in error
     code, out, error = leave(["convert", "to-hf", tmp_path / "checkpoint", tmp_path / "back"], capsys)
     assert (code, out) == (0, "") and str(tmp_path / "back") in error
-    assert contents(tmp_path / "back") == contents(hf_path)
+    before, after = contents(hf_path), contents(tmp_path / "back")
+    assert f"Converted from `{hf_path.name}`" in after.pop("README.md").decode() and before.pop("README.md")
+    assert after == before
 
 
 @pytest.mark.parametrize("where", ["from-hf", "to-hf"])

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from byte_level import write_directory
 from safetensors.numpy import load_file
+from tiny_model import random_model
 
 from uner_jax.cli import dispatch
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.model.adapters import AdapterConfig, adapt, join, merge, split
 from uner_jax.model.config import LlamaConfig
-from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
@@ -49,11 +49,6 @@ def tokenizer(tmp_path_factory) -> Tokenizer:
     directory = tmp_path_factory.mktemp("tokenizer")
     write_directory(directory, [TEXT] * 3, "qwen2", size=300)
     return load_tokenizer(directory)
-
-
-def random_model(config: LlamaConfig) -> Llama:
-    random = np.random.default_rng(0)
-    return jax.tree.map(lambda x: jnp.asarray(random.normal(0, 0.5, x.shape), jnp.float32), abstract_model(config))
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -14,7 +14,7 @@ FLOORS = (
     ("uner_jax.model", "uner_jax.template", "uner_jax.report"),
     ("uner_jax.weights", "uner_jax.data"),
     ("uner_jax.training", "uner_jax.extraction", "data_prep"),
-    ("configs", "uner_jax.evaluation", "uner_jax.view", "uner_jax.export"),
+    ("configs", "uner_jax.evaluation", "uner_jax.view", "uner_jax.export", "uner_jax.inspection"),
     ("train",),
     # the package itself is the front door: it opens onto the rooms, and no room goes through it.
     ("uner_jax.cli", "uner_jax"),

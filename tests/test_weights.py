@@ -743,7 +743,7 @@ def test_a_checkpoint_whose_parameters_do_not_fit_its_config_is_refused(tokenize
         model = random_model(CONFIG)
         items = model_items(model, tokenizer)
         change(items["model"])
-        ocp.save_checkpointables(epath.Path(tmp_path / name), items, custom_metadata=metadata_of(model))
+        ocp.save_checkpointables(epath.Path(tmp_path / name), items, custom_metadata=metadata_of(model.config))
         with pytest.raises(InputError) as error:
             load_model(tmp_path / name)
         assert str(tmp_path / name) in str(error.value)
@@ -850,7 +850,7 @@ def test_nothing_is_written_over(write, tokenizer, tmp_path):
 
 def test_a_directory_that_could_not_be_finished_does_not_appear(tokenizer, tmp_path, monkeypatch):
     with monkeypatch.context() as broken:
-        broken.setattr(hf, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+        broken.setattr(hf, "write_tensor_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
         with pytest.raises(OSError, match="disk full"):
             write_hf(random_model(CONFIG), tokenizer, tmp_path / "model")
     assert not (tmp_path / "model").exists()

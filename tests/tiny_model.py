@@ -23,9 +23,9 @@ CONFIG = LlamaConfig(
 )
 
 
-def random_model() -> Llama:
+def random_model(config: LlamaConfig = CONFIG) -> Llama:
     """Weights that are wide, so that answers wander; the same ones every time."""
-    model = abstract_model(CONFIG)
+    model = abstract_model(config)
 
     def draw(name: str, shape: tuple[int, ...]) -> jax.Array:
         return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.5, shape), jnp.float32)

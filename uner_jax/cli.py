@@ -1,4 +1,4 @@
-"""The `uner` command: convert, extract, evaluate, view, export, demo, ask, plan."""
+"""The `uner` command: convert, inspect, extract, evaluate, view, export, demo, ask, plan."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ Source = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SRC")]
 Destination = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
 
 
-def convert_from_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
+def from_hf(source: Source, destination: Destination, dtype: Dtype | None = None) -> None:
     """Convert a Hugging Face directory, a PEFT adapter or a GGUF file to a checkpoint of ours.
 
     Args:
@@ -28,41 +28,76 @@ def convert_from_hf(source: Source, destination: Destination, dtype: Dtype | Non
         destination: Directory of the checkpoint; must not exist, or be empty.
         dtype: Dtype of the weights written; the default keeps the source's.
     """
-    from uner_jax.weights import load_model, load_model_tokenizer
-    from uner_jax.weights.checkpoint import write_checkpoint
+    from uner_jax.weights.convert import convert_from_hf
 
-    write_checkpoint(load_model(source, dtype), load_model_tokenizer(source), destination)
-    print(f"{destination}: checkpoint of {source}", file=sys.stderr)
+    print(convert_from_hf(source, destination, dtype), file=sys.stderr)
 
 
-def convert_to_hf(
+def to_hf(
     source: Source,
     destination: Destination,
-    dtype: Dtype | None = None,
+    dtype: Dtype | Literal["float16"] | None = None,
     adapter: Literal["merge", "keep"] = "merge",
+    base_model: str = "",
+    license: str = "",
+    datasets: tuple[str, ...] = (),
+    language: tuple[str, ...] = ("en",),
 ) -> None:
     """Convert a checkpoint, a training run or a GGUF file to a directory that transformers loads.
+
+    It holds safetensors in shards, configs (greedy, 256 new tokens), the tokenizer with UniversalNER's prompt as its
+    chat template, and a model card with what is recorded of data and recipe; the last four options say what is not.
 
     Args:
         source: A checkpoint directory, a run_dir of train.py (its newest checkpoint), or any model.
         destination: The Hugging Face directory; must not exist, or be empty.
         dtype: Dtype of the weights written; the default keeps the source's.
         adapter: Adapters of the source: merge them into their base, or keep them apart, as a directory for PEFT.
+        base_model: For the card: the base's name on the Hugging Face Hub, such as meta-llama/Llama-2-7b-hf.
+        license: For the card: the licence of the weights in the Hub's words, such as llama2 or cc-by-nc-4.0; by default
+            the one that the base's own card states.
+        datasets: For the card: the training data's names on the Hub, such as Universal-NER/Pile-NER-type.
+        language: For the card: codes of the languages of the texts.
     """
-    from uner_jax.weights import load_model, load_model_tokenizer
-    from uner_jax.weights.hf import write_hf
-    from uner_jax.weights.load import read_adapter
-    from uner_jax.weights.peft import write_peft
+    from uner_jax.weights.card import Card
+    from uner_jax.weights.convert import convert_to_hf
 
-    if adapter == "keep":
-        kept = read_adapter(source)
-        if kept is None:
-            raise InputError(f"{source}: has no adapters to keep; leave out --adapter keep")
-        write_peft(kept, load_model_tokenizer(source), destination, dtype)
-        print(f"{destination}: PEFT adapter of {source}, for the base {kept.base}", file=sys.stderr)
-        return
-    write_hf(load_model(source, None), load_model_tokenizer(source), destination, dtype)
-    print(f"{destination}: Hugging Face directory of {source}", file=sys.stderr)
+    card = Card(base_model, license, datasets, language)
+    print(convert_to_hf(source, destination, dtype, adapter, card), file=sys.stderr)
+
+
+def to_gguf(
+    source: Source, destination: Destination, dtype: Literal["float32", "float16", "bfloat16", "q8_0"] = "bfloat16"
+) -> None:
+    """Convert any model to a GGUF file for llama.cpp, with its tokenizer and the prompt as its chat template.
+
+    Args:
+        source: A checkpoint directory, a run_dir of train.py (its newest checkpoint), or any model.
+        destination: The file; must not exist.
+        dtype: Dtype of the matrices; q8_0 takes half of bfloat16. Norms and biases are float32.
+    """
+    from uner_jax.weights.convert import convert_to_gguf
+
+    print(convert_to_gguf(source, destination, dtype), file=sys.stderr)
+
+
+def inspect(path: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="PATH")], json: bool = False) -> None:
+    """Say what a path is: a model in any form, an adapter, a training run, a data set, a file of records.
+
+    Reads headers only. Leaves with 1 if what is there cannot be used, and says why.
+
+    Args:
+        path: A Hugging Face or PEFT directory, a checkpoint or run_dir, a GGUF file, TFRecords, a tokenizer, records.
+        json: Print one JSON object, for programs.
+    """
+    from json import dumps
+
+    from uner_jax.inspection.path import inspect, lines
+
+    facts = inspect(path)
+    print(dumps(facts, indent=2) if json else "\n".join(lines(facts)))
+    if "problem" in facts:
+        raise InputError(facts["problem"])
 
 
 def extract(
@@ -335,8 +370,10 @@ def plan(
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
-    "convert from-hf": convert_from_hf,
-    "convert to-hf": convert_to_hf,
+    "convert from-hf": from_hf,
+    "convert to-hf": to_hf,
+    "convert to-gguf": to_gguf,
+    "inspect": inspect,
     "extract": extract,
     "evaluate": evaluate,
     "view": view,

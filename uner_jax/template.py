@@ -42,6 +42,11 @@ class TextTokenizer(Protocol):
     def encode_batch(self, texts: list[str]) -> Sequence[Sequence[int]]: ...  # noqa: D102
 
 
+def opening(noun: Noun) -> str:
+    """The words before the first human turn."""
+    return f"A virtual assistant answers questions from a user based on the provided {noun}. USER: "
+
+
 def passage_turn(passage: str, dataset: str | None = None) -> str:
     """The first human turn. With a data set's name it is the dataset-specific template of supervised tuning."""
     return f"Text: {passage}" if dataset is None else f"Dataset: {dataset} \n Text: {passage}"
@@ -114,8 +119,8 @@ def encode_conversations(
     if acknowledgement_in_loss is None:
         acknowledgement_in_loss = scheme == "released"
     turns_of = [_turns(conversation) for conversation in conversations]
-    opening = _opening(noun or SCHEME_NOUN[scheme])
-    firsts = encode([(f"{opening}{human}", answer) for (human, answer), *_ in turns_of], tokenizer)
+    start = opening(noun or SCHEME_NOUN[scheme])
+    firsts = encode([(f"{start}{human}", answer) for (human, answer), *_ in turns_of], tokenizer)
     encoded = _encode_questions(chain.from_iterable(turns[1:] for turns in turns_of), encode, tokenizer, known)
     joined = []
     for turns, (ids, mask) in zip(turns_of, firsts, strict=True):
@@ -168,7 +173,7 @@ def encode_context(
     noun: Noun = "text",
 ) -> list[int]:
     """The ids that all questions on a passage share: the passage and its acknowledgement, with their EOS."""
-    (ids,) = tokenizer.encode_batch([f"{_opening(noun)}{first_turn} ASSISTANT: {acknowledgement}"])
+    (ids,) = tokenizer.encode_batch([f"{opening(noun)}{first_turn} ASSISTANT: {acknowledgement}"])
     return [*_start(tokenizer), *ids, tokenizer.eos_id]
 
 
@@ -186,10 +191,6 @@ def encode_answer(answer: str, tokenizer: TextTokenizer) -> list[int]:
 
 def _start(tokenizer: TextTokenizer) -> list[int]:
     return [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
-
-
-def _opening(noun: Noun) -> str:
-    return f"A virtual assistant answers questions from a user based on the provided {noun}. USER: "
 
 
 def _encode_whole(turns: Sequence[Exchange], tokenizer: TextTokenizer) -> Iterator[ExchangeIds]:

@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from uner_jax.model.parameters import flatten, tree_shardings, unflatten
 from uner_jax.records import InputError
+from uner_jax.template import Noun
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.config import CheckpointConfig
 from uner_jax.training.console import say
@@ -51,6 +52,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """Writes the checkpoints of one run, under `run_dir/checkpoints`.
 
+    `noun` is what the prompts of the data call the passage.
     `adapter` is what is noted of the base where adapters are trained (`adapter_metadata`): it is not saved itself.
     `losses` are the validation losses by step that are known from before.
     """
@@ -61,6 +63,7 @@ class Checkpoints:
         config: CheckpointConfig,
         tokenizer: Tokenizer,
         data: DataState,
+        noun: Noun,
         adapter: dict[str, Any] | None = None,
         losses: Mapping[int, float] = MappingProxyType({}),
     ):
@@ -68,6 +71,7 @@ class Checkpoints:
         self._config = config
         self._tokenizer = tokenizer
         self._data = data
+        self._noun = noun
         self._adapter = adapter
         self._losses = dict(losses)
         self._checkpointer = ocp.training.Checkpointer(
@@ -88,7 +92,7 @@ class Checkpoints:
         items = model_items(state.model, self._tokenizer) | {"optimizer": flatten(state.optimizer)}
         about = {"step": step, "skipped": skipped, "data": dataclasses.asdict(self._data)}
         about |= {"adapter": self._adapter} if self._adapter else {}
-        metadata = sealed(metadata_of(state.model) | about, items)
+        metadata = sealed(metadata_of(state.model.config, self._noun) | about, items)
         self._checkpointer.save_checkpointables_async(step, items, force=True, custom_metadata=metadata)
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:

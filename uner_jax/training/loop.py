@@ -11,13 +11,14 @@ import jax
 from jax.sharding import Mesh
 
 from uner_jax.data.batches import PackedRows, batches
-from uner_jax.data.builder import dataset_tokenizer, versions
+from uner_jax.data.builder import built_metadata, dataset_tokenizer, versions
 from uner_jax.mesh import make_mesh
 from uner_jax.model.adapters import split
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
+from uner_jax.template import SCHEME_NOUN, Noun
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.ahead import compile_ahead
 from uner_jax.training.batch import on_mesh
@@ -78,14 +79,15 @@ def _train(config: TrainConfig, score: Score | None) -> None:
         _describe(config, abstract.model, rows, mesh, steps, done, work)
         if done >= steps:
             say(f"{run_dir}: already complete at step {done}")
-            complete(config, tokenizer, done)
+            complete(config, done)
             return
         record_config(config, done, changes)
         step_fn = make_step(optimizer, config.gradient_accumulation, mesh, abstract, config.seed)
         step_fn = compile_ahead(step_fn, config, abstract, rows, mesh)
         state = first_state(config, abstract, optimizer, mesh, saved)
         losses = validation_losses(read_metrics(run_dir))
-        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, adapter, losses)
+        noun = _noun(config)
+        checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, noun, adapter, losses)
         data = batches(
             rows, config.seed, config.data.batch_size, done, host=jax.process_index(), hosts=jax.process_count()
         )
@@ -119,7 +121,7 @@ def _train(config: TrainConfig, score: Score | None) -> None:
     if step < steps:
         say(f"stopped by SIGTERM after step {step} of {steps}, which is saved; the same command goes on")
     else:
-        complete(config, tokenizer, steps)
+        complete(config, steps)
 
 
 def _matching_tokenizer(config: TrainConfig) -> Tokenizer:
@@ -142,6 +144,12 @@ def _matching_version(config: TrainConfig, tokenizer: Tokenizer) -> str:
         if dataset_tokenizer(directory, f"{name}:{version}").fingerprint == tokenizer.fingerprint:
             return f"set data.name to {name}:{version}, which has it"
     return f"build it with --tokenizer {config.model.source}"
+
+
+def _noun(config: TrainConfig) -> Noun:
+    """What the prompts of the data set call the passage."""
+    built = built_metadata(Path(config.data.dir), config.data.name) or {}
+    return SCHEME_NOUN[built.get("scheme", "whole")]
 
 
 def _architecture(config: TrainConfig, tokenizer: Tokenizer) -> LlamaConfig:

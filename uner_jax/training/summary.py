@@ -8,19 +8,17 @@ from typing import Any
 import jax
 
 from uner_jax.records import InputError, write_json
-from uner_jax.tokenizer import Tokenizer
 from uner_jax.training.checkpoint import checkpoint_root
 from uner_jax.training.config import TrainConfig
 from uner_jax.training.console import say
 from uner_jax.training.metrics import read_metrics, validation_losses
-from uner_jax.weights import load_model
-from uner_jax.weights.hf import write_hf
+from uner_jax.weights.convert import convert_to_hf
 
 # Steps at either end whose mean loss is told; a step's own is as much about its rows as about the model.
 ENDS = 10
 
 
-def complete(config: TrainConfig, tokenizer: Tokenizer, steps: int) -> None:
+def complete(config: TrainConfig, steps: int) -> None:
     """Write and say what a run of `steps` steps has come to; what is written already stays. The first host does it."""
     if jax.process_index():
         return
@@ -30,7 +28,7 @@ def complete(config: TrainConfig, tokenizer: Tokenizer, steps: int) -> None:
     if config.export:
         if not _is_exported(config, steps):
             say(f"exporting to {config.export} ...")
-            write_hf(load_model(run_dir, None), tokenizer, Path(config.export))
+            convert_to_hf(run_dir, Path(config.export))
         summary |= {"exported": config.export}
     if summary != _summary_before(config):
         plot_loss(rows, run_dir / "loss.png")

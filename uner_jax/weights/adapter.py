@@ -16,7 +16,8 @@ from uner_jax.model.adapters import AdapterConfig, adapt, join, merge, split
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten, unflatten
 from uner_jax.records import InputError
-from uner_jax.weights.checkpoint import CheckpointTensors, checkpoint_directory
+from uner_jax.weights.checkpoint import checkpoint_directory
+from uner_jax.weights.checkpoint_tensors import CheckpointTensors
 
 # Bytes that are read at the start, in the middle and at the end of each file of a base.
 SAMPLE = 2**20

@@ -8,9 +8,14 @@ trained, `model` holds them alone, and the metadata says where the base lies (`w
 
 import dataclasses
 import logging
+import math
+import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -18,13 +23,19 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from uner_jax.command import Progress
 from uner_jax.model.adapters import split
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError
+from uner_jax.template import Noun
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
-from uner_jax.weights.integrity import check_digests, check_seal, read_whole, sealed
+from uner_jax.weights.directory import whole_directory
+from uner_jax.weights.integrity import DamagedError, check_digests, check_seal, read_whole, sealed
+from uner_jax.weights.json_object import read_object
+from uner_jax.weights.stored import StoredArray, create_array
+from uner_jax.weights.tensors import ModelTensors, Place, Tensors, check_sizes, places
 
 FORMAT = "uner_jax/1"
 
@@ -41,21 +52,88 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
         return {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(directory).iterdir())}
 
 
-def metadata_of(model: Llama) -> dict[str, Any]:
-    """What a checkpoint says of itself."""
+def metadata_of(config: LlamaConfig, noun: Noun = "text") -> dict[str, Any]:
+    """What a checkpoint says of itself; the noun is the prompt's word for the passage."""
     import flax
     import orbax.checkpoint
 
     versions = {"jax": jax.__version__, "flax": flax.__version__, "orbax": orbax.checkpoint.__version__}
-    return {"format": FORMAT, "model_config": dataclasses.asdict(model.config), "versions": versions}
+    model_config = dataclasses.asdict(config)
+    return {"format": FORMAT, "model_config": model_config, "template": {"noun": noun}, "versions": versions}
 
 
 def write_checkpoint(model: Llama, tokenizer: Tokenizer, directory: Path) -> None:
-    """Write a checkpoint of the model and its tokenizer. Raises InputError if something is there already."""
-    make_way(directory)
+    """`write_checkpoint_tensors` of a model in memory, in its dtype."""
+    write_checkpoint_tensors(ModelTensors(model), tokenizer, directory)
+
+
+def write_checkpoint_tensors(
+    source: Tensors,
+    tokenizer: Tokenizer,
+    directory: Path,
+    dtype: str | None = None,
+    noun: Noun = "text",
+    about: Mapping[str, Any] = MappingProxyType({}),
+) -> int:
+    """Write a checkpoint, one tensor at a time, and return the bytes of its parameters; `about` joins its metadata.
+
+    `dtype` converts the parameters; None keeps theirs. The directory appears under its name when it is whole.
+    Raises InputError if something is there already, or if there is no room.
+    """
+    to = np.dtype(dtype) if dtype else source.dtype
+    total = sum(math.prod(place.shape) for place in places(source.config)) * to.itemsize
+    with whole_directory(directory, total) as partial:
+        digests = _write_arrays(source, to, total, partial / "arrays")
+        source.check_read()
+        metadata = metadata_of(source.config, noun) | dict(about)
+        _write_frame(digests, to, tokenizer_files(tokenizer), metadata, partial / "whole")
+        for name in digests:
+            shutil.rmtree(partial / "whole" / "model" / name)
+            (partial / "arrays" / name).rename(partial / "whole" / "model" / name)
+        (partial / "arrays").rmdir()
+        for path in (partial / "whole").iterdir():
+            path.rename(partial / path.name)
+        (partial / "whole").rmdir()
+    return total
+
+
+def _write_arrays(source: Tensors, dtype: np.dtype, total: int, item: Path) -> dict[str, int]:
+    """Write every parameter, and return their digests."""
+    digests: dict[str, int] = {}
+    with Progress("writing weights", total, "B") as shown:
+        for parameter, group in groupby(places(source.config), lambda place: place.parameter):
+            layers = list(group)
+            stacked = layers[0].layer is not None
+            shape = (len(layers),) * stacked + layers[0].own_shape
+            array = create_array(item, parameter, shape, dtype, stacked)
+            for place in layers:
+                _write_tensor(array, place, source.read(place.name))
+                shown.advance(math.prod(place.shape) * dtype.itemsize)
+            assert array.digest is not None  # all of its blocks are written
+            digests[parameter] = array.digest
+    return digests
+
+
+def _write_tensor(array: StoredArray, place: Place, tensor: np.ndarray) -> None:
+    ours = place.table.to_ours(tensor, place.own_shape)
+    for block in array.blocks() if place.layer is None else array.blocks_of(place.layer):
+        part = ours[block if place.layer is None else block[1:]]
+        values = np.empty(part.shape, array.dtype)
+        place.copy(part, values)
+        array.write(block, values if place.layer is None else values[None])
+
+
+def _write_frame(
+    digests: dict[str, int], dtype: np.dtype, files: dict[str, str], metadata: dict[str, Any], directory: Path
+) -> None:
+    """Let Orbax write what stands around the arrays: their names, each with a single number, the rest whole."""
     quieten_orbax()
-    items = model_items(model, tokenizer)
-    ocp.save_checkpointables(epath.Path(directory.absolute()), items, custom_metadata=sealed(metadata_of(model), items))
+    items = {"model": {name: np.zeros(1, dtype) for name in digests}, "tokenizer": files}
+    metadata = sealed(metadata, {"tokenizer": files}, {"model": digests})
+    context = ocp.Context()
+    context.array.saving.use_ocdbt = False
+    with context:
+        ocp.save_checkpointables(epath.Path(directory.absolute()), items, custom_metadata=metadata)
 
 
 def quieten_orbax() -> None:
@@ -63,14 +141,6 @@ def quieten_orbax() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler.* was never awaited", RuntimeWarning)
-
-
-def make_way(directory: Path) -> None:
-    """Remove the directory that is to be written if it is there and empty; InputError if it holds anything."""
-    if directory.is_dir() and not any(directory.iterdir()):
-        directory.rmdir()
-    elif directory.exists():
-        raise InputError(f"{directory}: exists and is not empty; give another name or remove it")
 
 
 def checkpoint_directory(path: Path) -> Path | None:
@@ -84,10 +154,15 @@ def checkpoint_directory(path: Path) -> Path | None:
 
 def read_metadata(directory: Path) -> dict[str, Any]:
     """A checkpoint's metadata. Raises InputError if it was not written by this project, or is damaged."""
+    about = directory / "_CHECKPOINT_METADATA"
+    if about.is_file():  # a remote one is Orbax's to read
+        read_object(about)
     try:
         found = ocp.checkpointables_metadata(epath.Path(directory.absolute())).custom_metadata
     except ValueError as error:  # Orbax's for a checkpoint without named items
         raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}: {error}") from error
+    except (TypeError, KeyError, AttributeError, RecursionError, OSError) as error:  # for a damaged one
+        raise DamagedError(f"{directory}: damaged or incomplete: {error!r:.200}") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise InputError(f"{directory}: an Orbax checkpoint, but not one of format {FORMAT!r}")
     for item in ("model", "tokenizer"):
@@ -104,6 +179,8 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     check_digests(str(directory), metadata, "tokenizer", items["tokenizer"])
     with tempfile.TemporaryDirectory() as temporary:
         for name, text in items["tokenizer"].items():
+            if not isinstance(text, str) or Path(name).name != name:
+                raise DamagedError(f"{directory}: damaged: {name!r:.60} is no file of a tokenizer")
             Path(temporary, name).write_text(text, encoding="utf-8")
         return load_tokenizer(temporary)
 
@@ -114,52 +191,14 @@ def read_items(directory: Path, wanted: dict[str, Any]) -> dict[str, Any]:
     return read_whole(str(directory), lambda: ocp.load_checkpointables(epath.Path(directory.absolute()), wanted))
 
 
-def config_of(metadata: dict[str, Any]) -> LlamaConfig:
-    """The model's config from a checkpoint's metadata."""
-    fields = dict(metadata["model_config"])
-    if fields["rope_scaling"] is not None:
-        fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-    return LlamaConfig(**fields)
-
-
-class CheckpointTensors:
-    """The parameters of a checkpoint of ours."""
-
-    def __init__(self, directory: Path):
-        self.where = str(directory)
-        self.directory = epath.Path(directory.absolute())
-        self._metadata = read_metadata(directory)
-        self.config = config_of(self._metadata)
-        self.adapter: dict[str, Any] | None = self._metadata.get("adapter")
-
-    def read_all(self, abstract: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-        """All parameters, as the shapes, dtypes and shardings given say. Raises InputError if one does not fit."""
-        saved = self._saved()
-        found = {name: tuple(leaf.shape) for name, leaf in saved.items()}
-        expected = {name: leaf.shape for name, leaf in abstract.items()}
-        if found != expected:
-            name = min(name for name in found | expected if found.get(name) != expected.get(name))
-            shapes = f"{found.get(name, 'not there')}; the config says {expected.get(name, 'not there')}"
-            raise InputError(f"{self.where}: the shape of {name} is {shapes}")
-        # in the dtype of the file first: the digests are of its bits.
-        as_saved = {
-            name: jax.ShapeDtypeStruct(leaf.shape, saved[name].dtype, sharding=leaf.sharding)
-            for name, leaf in abstract.items()
-        }
-        leaves = read_items(Path(self.where), {"model": as_saved})["model"]
-        check_digests(self.where, self._metadata, "model", leaves)
-        return {name: leaves.pop(name).astype(leaf.dtype) for name, leaf in abstract.items()}
-
-    def saved_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of all parameters, by name."""
-        return {name: tuple(saved.shape) for name, saved in self._saved().items()}
-
-    def dtype(self) -> np.dtype:
-        """The dtype that the parameters were saved in."""
-        return np.dtype(self._saved()["embedding"].dtype)
-
-    def _saved(self) -> dict[str, Any]:
-        saved = read_whole(self.where, lambda: ocp.checkpointables_metadata(self.directory)).metadata["model"]
-        if saved is None:
-            raise InputError(f"{self.where}: the list of the model's parameters is not readable; copy it again, whole")
-        return saved
+def config_of(metadata: dict[str, Any], where: str = "a checkpoint") -> LlamaConfig:
+    """The model's config from a checkpoint's metadata; DamagedError if there is none in it."""
+    try:
+        fields = dict(metadata["model_config"])
+        if fields["rope_scaling"] is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        config = LlamaConfig(**fields)
+        check_sizes(config, where)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise DamagedError(f"{where}: the model's config is not readable ({error!r:.200})") from error
+    return config

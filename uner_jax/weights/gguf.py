@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -58,6 +60,15 @@ class GGUFTensors:
         """The names of all tensors."""
         return set(self._tensors)
 
+    @property
+    def dtype(self) -> np.dtype:
+        """Of what is read, whatever the file is quantised as."""
+        return np.dtype(np.float32)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one tensor, dequantised."""
+        return self._tensors[name].shape
+
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised to float32, (out, in)."""
         weights = self._dequantised(self._tensors[name])
@@ -65,6 +76,19 @@ class GGUFTensors:
         heads = rotated.get(name.split(".")[-2], 0) if self._interleaved else 0
         # a wrong shape is for load_model to report.
         return _half_split(weights, heads) if heads * self.config.head_dim == weights.shape[0] else weights
+
+    def parameters(self) -> dict[str, Any]:
+        """How many there are, their bytes in the file, and how many in each quantisation."""
+        counts: Counter[str] = Counter()
+        size = 0
+        for tensor in self._tensors.values():
+            kind = GGMLQuantizationType(tensor.kind)
+            counts[kind.name] += math.prod(tensor.shape)
+            size += _byte_size(tensor, kind)
+        return {"count": sum(counts.values()), "bytes": size, "dtypes": dict(counts)}
+
+    def check_read(self) -> None:
+        """The format has no checksums."""
 
     def _dequantised(self, tensor: GGUFTensor) -> np.ndarray:
         kind = GGMLQuantizationType(tensor.kind)

@@ -87,6 +87,54 @@ def config_from_gguf(fields: Mapping[str, Any], tensors: Mapping[str, GGUFTensor
     )
 
 
+def is_interleaved(config: LlamaConfig) -> bool:
+    """Whether llama.cpp has the rotary channels of such a model as interleaved pairs."""
+    return ARCHITECTURES[_name_of(config)].interleaved
+
+
+def _name_of(config: LlamaConfig) -> str:
+    return "llama" if config.family == "mistral" else config.family
+
+
+def config_to_gguf(config: LlamaConfig) -> dict[str, Any]:
+    """The fields that `config_from_gguf` reads; of rotary scaling they say nothing (see `llama3_factors`)."""
+    name = _name_of(config)
+    own: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim,
+        "attention.value_length": config.head_dim,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "rope.dimension_count": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+    }
+    if config.sliding_window:
+        own["attention.sliding_window"] = config.sliding_window
+    return {"general.architecture": name} | {f"{name}.{key}": value for key, value in own.items()}
+
+
+def llama3_factors(config: LlamaConfig) -> np.ndarray | None:
+    """What the scaling of Llama 3.1 and 3.2 divides each frequency by, float32 of (Dh / 2,); None without scaling.
+
+    Raises InputError for a scaling that `llama3_scaling` would not find again.
+    """
+    if config.rope_scaling is None:
+        return None
+    plain = dataclasses.replace(config, rope_scaling=None)
+    factors_F = np.asarray(frequencies(plain) / frequencies(config), np.float32)
+    try:
+        if llama3_scaling(plain, factors_F) == config.rope_scaling:
+            return factors_F
+    except InputError:
+        pass
+    raise InputError("rotary scaling other than that of Llama 3.1 and 3.2 is not written as GGUF; use convert to-hf")
+
+
 def llama3_scaling(config: LlamaConfig, factors_F: np.ndarray) -> RopeScaling:
     """The scaling of Llama 3.1 and 3.2 that divides each frequency by these factors, float32 of (Dh / 2,).
 

@@ -7,14 +7,21 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from uner_jax.records import InputError
 
 T = TypeVar("T")
+
+PLACE_FACTOR = 0x9E3779B1
+ROUNDS = (16, 0x85EBCA6B), (13, 0xC2B2AE35)
+LANES = 2**16  # elements at a time, which the processor's cache holds
+PLACES = np.arange(LANES, dtype=np.uint32) * np.uint32(PLACE_FACTOR)
 
 ERROR_LENGTH = 200  # characters shown of an error, which may quote a whole specification
 
@@ -23,9 +30,13 @@ class DamagedError(InputError):
     """A checkpoint cannot be read, or does not hold what was written."""
 
 
-def sealed(metadata: Mapping[str, Any], items: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The metadata with digests of all that the checkpoint's items hold, and of itself."""
-    digests = {item: digests_of(leaves) for item, leaves in items.items()}
+def sealed(
+    metadata: Mapping[str, Any],
+    items: Mapping[str, Mapping[str, Any]],
+    known: Mapping[str, Mapping[str, int]] = MappingProxyType({}),
+) -> dict[str, Any]:
+    """The metadata with digests of all that the checkpoint's items hold, some of them known, and of itself."""
+    digests = {**{item: digests_of(leaves) for item, leaves in items.items()}, **known}
     with_digests = {**metadata, "digests": digests}
     return {**with_digests, "seal": _hash(with_digests)}
 
@@ -42,8 +53,12 @@ def check_digests(where: str, metadata: Mapping[str, Any], item: str, leaves: Ma
     expected = metadata.get("digests", {}).get(item)
     if expected is None:
         return
-    found = digests_of(leaves)
-    wrong = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    compare_digests(where, item, expected, digests_of(leaves))
+
+
+def compare_digests(where: str, item: str, expected: Mapping[str, int], found: Mapping[str, int]) -> None:
+    """DamagedError if a digest is not the one expected."""
+    wrong = sorted(name for name in {**expected, **found} if expected.get(name) != found.get(name))
     if wrong:
         listed = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
         raise DamagedError(f"{where}: damaged: {len(wrong)} of {item} do not match their checksums ({listed})")
@@ -55,6 +70,27 @@ def digests_of(leaves: Mapping[str, Any]) -> dict[str, int]:
     arrays = {name: leaf for name, leaf in leaves.items() if not isinstance(leaf, str)}
     digests = jax.device_get(_array_digests(arrays)) if arrays else {}
     return texts | {name: int(digest) for name, digest in digests.items()}
+
+
+class Digest:
+    """The digest of an array that comes in blocks, one behind the other, in its order; nothing is copied."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.elements = 0
+
+    def add(self, block: np.ndarray) -> None:
+        """Take in the next elements."""
+        bits = block.reshape(-1).view(f"uint{8 * block.dtype.itemsize}")
+        for start in range(0, bits.size, LANES):
+            mixed = bits[start : start + LANES].astype(np.uint32)
+            mixed ^= PLACES[: mixed.size] + np.uint32((self.elements + start) * PLACE_FACTOR % 2**32)
+            for shift, factor in ROUNDS:
+                mixed ^= mixed >> np.uint32(shift)
+                mixed *= np.uint32(factor)
+            mixed ^= mixed >> np.uint32(16)
+            self.value = (self.value + int(mixed.sum(dtype=np.uint64))) % 2**32
+        self.elements += bits.size
 
 
 @jax.jit
@@ -71,8 +107,8 @@ def _array_digest(x: jax.Array) -> jax.Array:
     place = jnp.zeros(x.shape, jnp.uint32)
     for axis, size in enumerate(x.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-    mixed = bits ^ (place * jnp.uint32(0x9E3779B1))
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    mixed = bits ^ (place * jnp.uint32(PLACE_FACTOR))
+    for shift, factor in ROUNDS:
         mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
     return jnp.sum(mixed ^ (mixed >> jnp.uint32(16)), dtype=jnp.uint32)
 

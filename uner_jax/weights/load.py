@@ -4,7 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,21 +17,13 @@ from uner_jax.model.parameters import abstract_model, flatten, tree_shardings, u
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights.adapter import Adapter, read_checkpoint_adapter
-from uner_jax.weights.checkpoint import CheckpointTensors, checkpoint_directory, read_tokenizer
+from uner_jax.weights.checkpoint import checkpoint_directory, read_tokenizer
+from uner_jax.weights.checkpoint_tensors import CheckpointTensors
 from uner_jax.weights.gguf import GGUFTensors
 from uner_jax.weights.hf import HFTensors
 from uner_jax.weights.names import TENSOR_NAMES
 from uner_jax.weights.peft import is_peft, peft_base, read_peft
-
-
-class Tensors(Protocol):
-    """A source of tensors under Hugging Face's names and in its layout."""
-
-    where: str
-    config: LlamaConfig
-
-    def names(self) -> set[str]: ...  # noqa: D102
-    def read(self, name: str) -> np.ndarray: ...  # noqa: D102
+from uner_jax.weights.tensors import Tensors, check_tensors
 
 
 def load_model(
@@ -49,11 +41,9 @@ def load_model(
     if adapter is not None:
         base = load_model(adapter.base, None, mesh)
         return adapter.merged_into(base, base.compute_dtype if dtype is None else jnp.dtype(dtype), mesh)
-    source = _open(Path(path))
+    source = open_tensors(Path(path))
     model = abstract_model(source.config)
-    if dtype is None:
-        dtype = source.dtype() if isinstance(source, CheckpointTensors) else _file_dtype(source)
-    dtype = jnp.dtype(dtype)
+    dtype = jnp.dtype(source.dtype if dtype is None else dtype)
     shardings = flatten(tree_shardings(model, mesh)) if mesh else {}
     on_one = SingleDeviceSharding(jax.local_devices()[0])
     abstract = {
@@ -63,7 +53,7 @@ def load_model(
     if isinstance(source, CheckpointTensors):
         leaves = source.read_all(abstract)
     else:
-        _check_names(source, set(abstract))
+        check_tensors(source)
         leaves = {name: _read_parameter(source, name, leaf) for name, leaf in abstract.items()}
     model = unflatten(model, leaves)
     model.compute_dtype = dtype
@@ -74,7 +64,7 @@ def load_config(path: str | os.PathLike) -> LlamaConfig:
     """The architecture of what `load_model` loads, without reading its weights."""
     if is_peft(Path(path)):
         return load_config(peft_base(Path(path)))
-    return _open(Path(path)).config
+    return open_tensors(Path(path)).config
 
 
 def load_model_tokenizer(path: str | os.PathLike) -> Tokenizer:
@@ -97,7 +87,8 @@ def read_adapter(path: str | os.PathLike) -> Adapter | None:
     return read_checkpoint_adapter(directory) if directory else None
 
 
-def _open(path: Path) -> HFTensors | GGUFTensors | CheckpointTensors:
+def open_tensors(path: Path) -> HFTensors | GGUFTensors | CheckpointTensors:
+    """The tensors of a model, none of them read yet. Raises InputError if the path is no model."""
     if not path.exists():
         raise InputError(f"{path}: no such file or directory")
     if path.is_file():
@@ -115,38 +106,12 @@ def _open(path: Path) -> HFTensors | GGUFTensors | CheckpointTensors:
     return HFTensors(path)
 
 
-def _file_dtype(source: Tensors) -> np.dtype:
-    return source.read(TENSOR_NAMES["norm.scale"].name).dtype
-
-
-def _check_names(source: Tensors, ours: set[str]) -> None:
-    expected = set()
-    for name in ours:
-        theirs = TENSOR_NAMES[name]
-        layers = range(source.config.num_hidden_layers) if theirs.per_layer else range(1)
-        expected |= {theirs.name.format(layer=layer) for layer in layers}
-    found = source.names()
-    if source.config.tie_word_embeddings:
-        found -= {TENSOR_NAMES["head"].name}  # a copy of the embedding that some exports carry
-    missing, unknown = sorted(expected - found), sorted(found - expected)
-    if missing or unknown:
-        parts = [f"{what} {len(names)} tensor(s): {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
-                 for what, names in (("lacks", missing), ("has unknown", unknown)) if names]  # fmt: skip
-        raise InputError(f"{source.where}: {'; '.join(parts)}; the config does not fit the weights")
-
-
 def _read_parameter(source: Tensors, name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     theirs = TENSOR_NAMES[name]
     shape = leaf.shape[1:] if theirs.per_layer else leaf.shape
 
     def tensor(layer: int) -> np.ndarray:
-        full_name = theirs.name.format(layer=layer)
-        read = source.read(full_name)
-        if read.shape != theirs.their_shape(shape):
-            raise InputError(
-                f"{source.where}: {full_name} has shape {read.shape}; the config says {theirs.their_shape(shape)}"
-            )
-        return theirs.to_ours(read, shape)
+        return theirs.to_ours(source.read(theirs.name.format(layer=layer)), shape)
 
     def part(index: Any) -> np.ndarray:
         if not theirs.per_layer:

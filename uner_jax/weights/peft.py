@@ -1,7 +1,6 @@
 """LoRA adapters in the form of PEFT: `adapter_config.json` and `adapter_model.safetensors`, in and out."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,13 @@ from uner_jax.model.adapters import TARGETS, AdapterConfig, Target
 from uner_jax.records import InputError, write_json
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights.adapter import Adapter
-from uner_jax.weights.checkpoint import make_way
-from uner_jax.weights.hf import open_safetensors, read_object
+from uner_jax.weights.card import Card, write_card
+from uner_jax.weights.chat import write_prompt
+from uner_jax.weights.directory import whole_directory
+from uner_jax.weights.json_object import read_object
 from uner_jax.weights.names import TENSOR_NAMES
+from uner_jax.weights.origin import UNKNOWN, Origin
+from uner_jax.weights.tensor_file import TensorFile
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -56,15 +59,26 @@ def is_peft(directory: Path) -> bool:
     return (directory / CONFIG_NAME).is_file()
 
 
-def write_peft(adapter: Adapter, tokenizer: Tokenizer, directory: Path, dtype: str | None = None) -> None:
-    """Write a directory that PEFT loads, with the tokenizer; `dtype` converts the matrices.
+def write_peft(
+    adapter: Adapter,
+    tokenizer: Tokenizer,
+    directory: Path,
+    dtype: str | None = None,
+    origin: Origin = UNKNOWN,
+    card: Card = Card(),  # noqa: B008 (it is frozen)
+) -> None:
+    """Write a directory that PEFT loads, with tokenizer, chat template and card; `dtype` converts the matrices.
 
     The directory appears under its name when it is whole. Raises InputError if it exists and is not empty.
     """
-    make_way(directory)
-    partial = directory.with_name(f"{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    with whole_directory(directory) as partial:
+        save_file(_peft_tensors(adapter, dtype), partial / WEIGHTS_NAME, metadata={"format": "pt"})
+        has_template = write_prompt(partial, tokenizer, origin.noun)
+        write_card(partial, card, origin, has_template, adapter.base)
+        write_json(partial / CONFIG_NAME, _peft_config(adapter))
+
+
+def _peft_tensors(adapter: Adapter, dtype: str | None) -> dict[str, np.ndarray]:
     tensors = {}
     for module, ours in _peft_layers().items():
         if f"{ours}.a" not in adapter.leaves:
@@ -74,8 +88,11 @@ def write_peft(adapter: Adapter, tokenizer: Tokenizer, directory: Path, dtype: s
             name = module.format(layer=layer)
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
-    save_file(tensors, partial / WEIGHTS_NAME, metadata={"format": "pt"})
-    fields = {
+    return tensors
+
+
+def _peft_config(adapter: Adapter) -> dict[str, Any]:
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": adapter.base,
@@ -87,9 +104,6 @@ def write_peft(adapter: Adapter, tokenizer: Tokenizer, directory: Path, dtype: s
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
-    write_json(partial / CONFIG_NAME, fields)
-    tokenizer.save(partial)
-    partial.rename(directory)
 
 
 def read_peft(directory: Path) -> Adapter:
@@ -152,14 +166,14 @@ def _read_matrices(path: Path) -> dict[tuple[str, str], dict[int, np.ndarray]]:
     """By module with `{layer}` in its name and side ("A", "B"): the matrices of the layers, as they stand there."""
     if not path.is_file():
         raise InputError(f"{path}: no such file; an adapter needs its matrices as safetensors")
-    file = open_safetensors(path)
+    file = TensorFile(path)
     found: dict[tuple[str, str], dict[int, np.ndarray]] = {}
-    for name in file.keys():  # noqa: SIM118
+    for name in file.entries:
         match = KEY.fullmatch(name)
         if match is None:
             raise InputError(f"{path}: tensor {name!r} is not of a LoRA adapter of a LLaMA's blocks")
         start, layer, module, side = match.groups()
-        found.setdefault((f"{start}{{layer}}{module}", side), {})[int(layer)] = file.get_tensor(name)
+        found.setdefault((f"{start}{{layer}}{module}", side), {})[int(layer)] = file.read(name)
     if not found:
         raise InputError(f"{path}: holds no tensors")
     return found
