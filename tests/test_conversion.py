@@ -268,7 +268,11 @@ FAMILIES = {
     "qwen3": {"family": "qwen3", "tie_word_embeddings": True},
     "mistral": {"family": "mistral", "sliding_window": 32},
     "smollm3": {"family": "smollm3", "num_hidden_layers": 5, "layers_without_rope": (3,)},
-    "llama 3.1": {"rope_scaling": RopeScaling("llama3", 8.0)},
+    "llama 3.1": {
+        "rope_scaling": RopeScaling("llama3", 8.0),
+        "rope_theta": 500_000.0,
+        "max_position_embeddings": 16_384,
+    },
 }
 
 
@@ -291,7 +295,7 @@ def test_what_a_gguf_cannot_hold_is_said(source, tok512, tmp_path):
     scaled = dataclasses.replace(CONFIG, rope_scaling=RopeScaling("linear", 2.0))
     model = unflatten(abstract_model(scaled), flatten(random_model()))
     write_hf(model, tok512, tmp_path / "scaled")
-    with pytest.raises(InputError, match="rotary scaling other than that of Llama .* is not written"):
+    with pytest.raises(InputError, match=r"rotary scaling other than that of Llama 3\.1 and 3\.2"):
         convert_to_gguf(tmp_path / "scaled", tmp_path / "model.gguf", "float32")
     odd = dataclasses.replace(CONFIG, family="smollm3", num_hidden_layers=4, layers_without_rope=(0,))
     write_hf(random_model(odd), tok512, tmp_path / "odd")
