@@ -20,9 +20,13 @@ from orbax.checkpoint import v1 as ocp
 from tiny_model import CONFIG, random_model
 from tokenizers import pre_tokenizers
 
+from uner_jax.extraction.engine import Engine
+from uner_jax.extraction.extractor import Extractor
+from uner_jax.extraction.options import Options
 from uner_jax.model.config import RopeScaling
 from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError, write_json
+from uner_jax.template import encode_context
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.weights import directory as directories
 from uner_jax.weights import load_model, stored
@@ -77,6 +81,18 @@ def test_what_orbax_wrote_is_read_a_tensor_at_a_time(source, tok512, tmp_path):
     assert same_tensors(tmp_path / "back", source)
     assert "provided paragraph" in (tmp_path / "back" / "chat_template.jinja").read_text()
     assert read_origin(tmp_path / "back").noun == "paragraph"
+
+
+def test_the_extractor_asks_in_the_words_of_training(source, tok512, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(Engine, "generate", lambda self, requests: asked.extend(requests) or iter(()))
+    for noun in ("text", "paragraph"):
+        write_hf(random_model(), tok512, tmp_path / noun, origin=Origin(noun=noun))
+        for given in (None, "text"):
+            asked.clear()
+            extractor = Extractor.from_pretrained(tmp_path / noun, options=Options(noun=given))
+            list(extractor.stream(["Ada met Grace."], ["person"]))
+            assert asked[0].context == tuple(encode_context("Text: Ada met Grace.", tok512, noun=given or noun))
 
 
 def test_a_digest_of_blocks_is_that_of_the_array():

@@ -271,7 +271,7 @@ CHANGES = {
         {"settings": Settings(question="Which {type}?")},
         'question ("What describes {type} in the text?", now "Which {type}?")',
     ),
-    "noun": ({"settings": Settings(noun="paragraph")}, 'noun ("text", now "paragraph")'),
+    "noun": ({"settings": Settings(noun="paragraph")}, 'noun (null, now "paragraph")'),
 }
 
 

@@ -255,7 +255,7 @@ def test_the_sample_is_scored_by_the_published_protocol(recipe, monkeypatch):
     path = Path(recipe.data.dir).parent / "questions.jsonl"
     drawn = []
 
-    def answers(engine, tokenizer, questions, noun):
+    def answers(engine, tokenizer, questions):
         drawn.append([question.id for question in questions])
         return [question.gold for question in questions] if len(drawn) < 3 else ["[]"] * len(questions)
 

@@ -20,6 +20,7 @@ from uner_jax.records import InputError
 from uner_jax.template import Noun, answer_turn, encode_answer, encode_context, encode_question
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
+from uner_jax.weights.origin import read_origin
 
 LOG = "answers.jsonl"
 
@@ -41,13 +42,14 @@ def answer_all(
     A question that leaves no room for an answer is not answered, and counted. Raises InputError if `output` has the
     answers of another run.
     """
+    answering = dataclasses.replace(answering, noun=answering.noun or read_origin(Path(model)).noun)
     log = _Log(output / LOG, _identity(model, questions, answering))
     known = log.read() if resume else log.clear()
     left = [place for place in range(len(questions)) if place not in known]
     if left:
         tokenizer = load_model_tokenizer(model)
         engine = make_engine(load_model(model, answering.dtype), tokenizer, answering)
-        found = _answer(engine, tokenizer, [questions[place] for place in left], answering.noun)
+        found = _answer(engine, tokenizer, [questions[place] for place in left], answering.noun or "text")
         for number, entry in progress(found, "answering", len(left), "questions"):
             known[left[number]] = log.add(left[number], entry)
     rows = [
@@ -64,9 +66,9 @@ def make_engine(model: Llama, tokenizer: Tokenizer, answering: Answering) -> Eng
     return Engine(model, tokenizer.eos_id, answering.batch_size, answering.max_new_tokens, draft)
 
 
-def written_answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun) -> list[str]:
+def written_answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
     """The answers in the order of the questions; "" to a question without room for one."""
-    found = {place: entry["prediction"] for place, entry in _answer(engine, tokenizer, questions, noun)}
+    found = {place: entry["prediction"] for place, entry in _answer(engine, tokenizer, questions)}
     return [found[place] for place in range(len(questions))]
 
 
@@ -90,7 +92,7 @@ def _generations(
 
 
 def _answer(
-    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun = "text"
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     for place, generation in _generations(engine, tokenizer, questions, noun):
         if generation is None:

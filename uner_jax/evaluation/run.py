@@ -87,7 +87,7 @@ def sampled_f1(
 
     def score(model: Llama, tokenizer: Tokenizer) -> float:
         engine = make_engine(model, tokenizer, answering)
-        answers = written_answers(engine, tokenizer, asked, answering.noun)
+        answers = written_answers(engine, tokenizer, asked)
         return published_score(answers, [question.gold for question in asked])["f1"]
 
     return score

@@ -47,5 +47,6 @@ class Answering:
     """Answers written at a time."""
     max_new_tokens: int = 256
     """The most tokens of an answer (the paper's limit is 256)."""
-    noun: Noun = "text"
-    """What the prompt calls the passage; models of the released trainer were tuned on "paragraph"."""
+    noun: Noun | None = None
+    """What the prompt calls the passage, unless as the model's training recorded it, or else "text"; models of the
+    released trainer were tuned on "paragraph"."""

@@ -5,6 +5,7 @@ import functools
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ from uner_jax.template import (
 )
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
+from uner_jax.weights.origin import read_origin
 
 # Training passages are as long: 256 tokens at most (UniversalNER's data).
 WINDOW_TOKENS = 256
@@ -110,6 +112,7 @@ class Extractor:
         hold a model. Raises InputError if the path is no model.
         """
         mesh = _mesh_of(jax.local_devices(), tensor)
+        options = dataclasses.replace(options, noun=options.noun or read_origin(Path(path)).noun)
         model = load_model(path, "bfloat16" if dtype == "int8" else dtype, mesh)
         if dtype == "int8":
             model = freeze(model, "int8")
@@ -205,7 +208,7 @@ class Extractor:
 
     def _context(self, passage: str) -> tuple[int, ...]:
         turn = passage_turn(passage, self._options.dataset)
-        return tuple(encode_context(turn, self._tokenizer, noun=self._options.noun))
+        return tuple(encode_context(turn, self._tokenizer, noun=self._options.noun or "text"))
 
     def _question(self, description: str) -> tuple[int, ...]:
         return tuple(encode_question(self._options.question.replace("{type}", description), self._tokenizer))

@@ -32,8 +32,9 @@ class Options:
     draft: int = 0
     """Tokens that each step guesses to be copied from the passage: 4 halves the steps of long answers, which is quicker
     for one text (latency), and slower for many. Answers stay the same."""
-    noun: Noun = "text"
-    """What the prompt calls the passage; models of the released trainer were tuned on "paragraph"."""
+    noun: Noun | None = None
+    """What the prompt calls the passage, unless as the model's training recorded it, or else "text"; models of the
+    released trainer were tuned on "paragraph"."""
 
     def __post_init__(self):
         if not 0 <= self.threshold <= 1 or not self.temperature > 0:

@@ -108,7 +108,7 @@ def _use(has_template: bool, is_adapter: bool, origin: Origin) -> str:
         "or `uner extract --model DIRECTORY --input documents.jsonl --labels person,location --output OUT`."
     )
     if origin.noun != "text":
-        uner += f' The prompt says "provided {origin.noun}": give the extractor the option noun="{origin.noun}".'
+        uner += f' The prompt says "provided {origin.noun}"; both take that from this directory.'
     if not has_template:
         return f"{uner}\n\nThe tokenizer allows no chat template that gives the ids of training: use uner_jax to ask."
     load = (
