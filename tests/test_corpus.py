@@ -186,6 +186,13 @@ def test_a_part_ends_after_so_many_characters(extractor, job, tmp_path, monkeypa
         assert after and len("".join(part)) >= 100 > len("".join(part[:-1]))
 
 
+@pytest.mark.parametrize("documents", [1, 3, 1000])
+def test_a_part_ends_after_so_many_documents(documents, extractor, job, tmp_path):
+    extract_corpus(extractor.open, change(job, part_documents=documents), tmp_path / "out")
+    sizes = [len(list(read_rows(path))) for path in sorted((tmp_path / "out").glob("part-*"))]
+    assert sum(sizes) == len(DOCUMENTS) and set(sizes[:-1]) <= {documents} and sizes[-1] <= documents
+
+
 # ---- stopping
 
 
@@ -257,6 +264,7 @@ CHANGES = {
     "id_field": ({"id_field": "n"}, 'id_field ("id", now "n")'),
     "text_lines": ({"text_lines": True}, "text_lines (false, now true)"),
     "max_characters": ({"max_characters": 9}, "max_characters (2000000, now 9)"),
+    "part_documents": ({"part_documents": 9}, "part_documents (null, now 9)"),
     "dtype": ({"settings": Settings(dtype="bfloat16")}, 'dtype ("float32", now "bfloat16")'),
     "max_new_tokens": ({"settings": Settings(max_new_tokens=9)}, "max_new_tokens (256, now 9)"),
     "batch_size": ({"settings": Settings(batch_size=9)}, "batch_size (32, now 9)"),

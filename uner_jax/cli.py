@@ -112,6 +112,7 @@ def extract(
     carry: str = "",
     text_lines: bool = False,
     max_characters: int = 2_000_000,
+    part_documents: Annotated[int | None, tyro.conf.arg(metavar="N")] = None,
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None,
     resume: bool = True,
     settings: Annotated[Settings, tyro.conf.OmitArgPrefixes] = Settings(),  # noqa: B008 (it is frozen)
@@ -135,6 +136,8 @@ def extract(
         carry: Fields or columns of the input that stand in the output too, separated by commas.
         text_lines: A line of plain text is a document, not a file.
         max_characters: A longer text is not extracted from, but counted as an error: it has to be in memory at once.
+        part_documents: Documents of a part, behind which a killed job goes on: fewer lose less work, and make more files.
+            256 without it, or as many as have a million characters.
         shard: Which part of the documents this process does: I of N, from 0. By default a process of several (SLURM, a
             TPU slice, JAX_PROCESS_ID) does its share, and a process alone does all.
         resume: Go on after the parts that stand in the output already; --no-resume does them anew.
@@ -146,7 +149,7 @@ def extract(
     index, shards = _shard(shard) if beam_runner is None or shard else (0, 1)
     inputs = tuple(_inputs(input, beam_runner is not None))
     wanted, carried = tuple(_labels(labels, labels_file)), tuple(_listed(carry))
-    texts = text_field, id_field, carried, text_lines, max_characters
+    texts = text_field, id_field, carried, text_lines, max_characters, part_documents
     job = Job(model, inputs, wanted, format, index, shards, *texts, settings)
     if beam_runner is None:
         if beam_options:

@@ -186,7 +186,7 @@ class _Read(beam.DoFn):
         documents = self._documents(named)
         read = count = 0
         for number in itertools.count():
-            found = next_part(documents)
+            found = next_part(documents, self._job)
             if not found:
                 break
             read, count = number + 1, count + len(found)

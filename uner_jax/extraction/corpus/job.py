@@ -63,6 +63,7 @@ class Job:
     carry: tuple[str, ...] = ()
     text_lines: bool = False
     max_characters: int = 2_000_000
+    part_documents: int | None = None
     settings: Settings = Settings()
 
     def __post_init__(self):
@@ -71,6 +72,8 @@ class Job:
             raise InputError(f"--carry {taken[0]}: a record has a field of that name already")
         if self.max_characters < 1:
             raise InputError(f"--max-characters must be at least 1, found {self.max_characters}")
+        if self.part_documents is not None and self.part_documents < 1:
+            raise InputError(f"--part-documents must be at least 1, found {self.part_documents}")
         if STDIN in self.inputs and len(self.inputs) > 1:
             raise InputError("--input -: standard input is read alone; give it as one of the files")
 

@@ -115,7 +115,7 @@ class _Run:
             if number in self.manifest.parts:
                 self._skip(raws, self.manifest.parts[number]["documents"])
                 continue
-            documents = next_part(read_document(raw, self.job) for raw in raws)
+            documents = next_part((read_document(raw, self.job) for raw in raws), self.job)
             if not documents:
                 return
             extractor = extractor or self.open_extractor()
@@ -179,14 +179,15 @@ class _Run:
         write_json(self.output / f"{self.job.name('summary')}.json", summary)
 
 
-def next_part(documents: Iterable[Document]) -> list[Document]:
+def next_part(documents: Iterable[Document], job: Job) -> list[Document]:
     """The documents of a part; none if there are no more."""
+    most = job.part_documents or PART_DOCUMENTS
     part: list[Document] = []
     characters = 0
     for document in documents:
         part.append(document)
         characters += len(document.text)
-        if len(part) == PART_DOCUMENTS or characters >= PART_CHARACTERS:
+        if len(part) == most or characters >= PART_CHARACTERS:
             break
     return part
 
