@@ -136,7 +136,7 @@ def extract(
         carry: Fields or columns of the input that stand in the output too, separated by commas.
         text_lines: A line of plain text is a document, not a file.
         max_characters: A longer text is not extracted from, but counted as an error: it has to be in memory at once.
-        part_documents: Documents of a part, behind which a killed job goes on: fewer lose less work, and make more files.
+        part_documents: Documents of a part, behind which a killed job goes on: fewer lose less work, in more files.
             256 without it, or as many as have a million characters.
         shard: Which part of the documents this process does: I of N, from 0. By default a process of several (SLURM, a
             TPU slice, JAX_PROCESS_ID) does its share, and a process alone does all.
