@@ -9,7 +9,7 @@ import numpy as np
 
 from uner_jax.evaluation.answering import answer_all, make_engine, written_answers
 from uner_jax.evaluation.calibration import calibration, draw_reliability
-from uner_jax.evaluation.page import write_page
+from uner_jax.evaluation.page import spread, write_page
 from uner_jax.evaluation.protocols import PROTOCOLS
 from uner_jax.evaluation.questions import read_benchmark, read_questions
 from uner_jax.evaluation.report import by_dataset, dataset_report, mean_f1
@@ -100,9 +100,8 @@ def print_report(report: dict[str, Any]) -> None:
     width = max(map(len, [*datasets, "average"]))
     print("  ".join([" " * width, *names, "95 % of published", "questions", "empty"]))
     for name, scores in datasets.items():
-        low, high = scores["intervals"]["published"] or (0.0, 0.0)
         cells = [_cell(scores[protocol] and scores[protocol]["f1"], protocol) for protocol in names]
-        cells.append(f"{100 * low:.1f} to {100 * high:.1f}".rjust(len("95 % of published")))
+        cells.append(spread(scores["intervals"]["published"]).rjust(len("95 % of published")))
         print("  ".join([f"{name:{width}}", *cells, f"{scores['questions']:9,}", f"{scores['empty_answers']:5.0%}"]))
     if len(datasets) > 1:
         print(
