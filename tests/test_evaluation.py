@@ -321,9 +321,51 @@ def test_the_answers_of_another_run_are_not_taken(answered, tmp_path):
     prompts.clear()
     evaluate("other", data, output, answering=Answering(batch_size=3), resume=False)
     assert len(prompts) == 7
-    (output / "answers.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(InputError, match=r"answers\.jsonl: is damaged"):
-        evaluate("other", data, output)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(["[]"], ['"x"'], ['{"a": 1}'], ["[" * 10**5], ["HEAD", "{}"], ["HEAD", "5"], ["HEAD", "nonsense"]),
+        ["HEAD", '{"place": 0, "prediction": 3, "scores": [], "too_long": false, "seconds": 1.0}'],
+    ],
+)
+def test_damaged_answers_are_told_and_kept(lines, answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    answered(known)
+    data, log = sets(tmp_path / "set.jsonl"), tmp_path / "out" / "answers.jsonl"
+    evaluate("m", data, tmp_path / "out")
+    damaged = "".join(f"{line}\n" for line in lines).replace("HEAD", log.read_text().splitlines()[0])
+    log.write_text(damaged)
+    with pytest.raises(InputError, match=rf"answers\.jsonl: is damaged.*: line {len(lines)}: .*--no-resume"):
+        evaluate("m", data, tmp_path / "out")
+    assert log.read_text() == damaged
+
+
+def test_a_run_that_ended_before_its_first_answer_is_in_nobodys_way(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    answered(known)
+    data = sets(tmp_path / "set.jsonl")
+    with pytest.raises(InputError, match="batch size 0"):
+        evaluate("m", data, tmp_path / "out", answering=Answering(batch_size=0, max_new_tokens=7))
+    assert evaluate("m", data, tmp_path / "out")["settings"]["max_new_tokens"] == 256
+
+
+def test_two_runs_at_once_do_not_mix_their_answers(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    data = sets(tmp_path / "set.jsonl")
+
+    def meanwhile(place, passage, asked):
+        for resume in (True, False):
+            with pytest.raises(InputError, match=r"out: another run writes .* --output"):
+                evaluate("other", data, tmp_path / "out", resume=resume)
+        return known(place, passage, asked)
+
+    answered(meanwhile)
+    whole = evaluate("m", data, tmp_path / "out")
+    prompts = answered(known)
+    prompts.clear()
+    assert evaluate("m", data, tmp_path / "out")["datasets"] == whole["datasets"] and not prompts
 
 
 def test_a_question_without_room_for_an_answer_is_counted(answered, tmp_path):
