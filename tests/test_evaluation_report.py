@@ -108,6 +108,26 @@ def test_each_kind_of_error_is_told_from_the_others():
     assert set(error_report(rows[::-1])["kinds"].items()) == set(found["kinds"].items())
 
 
+def test_an_invented_entity_counts_once_an_answer():
+    assert error_report([row("Ada left", "person", ["Ada"], ["Ada", *["Eve"] * 9])])["kinds"]["invented"] == 1
+
+
+words = st.lists(st.sampled_from(["Ada", "Ada Corp", "Corp", "Ada Corp Oslo", "Oslo", "Eve"]), max_size=3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["person", "firm", "city"]), words, words), max_size=6), st.randoms())
+def test_no_error_goes_uncounted(answers, rng):
+    rows = [row("Ada Corp Oslo", *one) for one in answers]
+    report = error_report(rows)
+    kinds = report["kinds"]
+    wrong = sum(len(one.predicted_spans - one.gold_spans) + len(one.invented) for one in rows)
+    lost = sum(len(one.gold_spans - one.predicted_spans) for one in rows)
+    assert kinds["wrong_boundary"] + kinds["wrong_type"] + kinds["invented"] == wrong
+    assert kinds["missed"] <= lost and (wrong > 0 or kinds["missed"] == lost)
+    assert report == error_report(rng.sample(rows, len(rows)))
+
+
 def test_a_question_that_comes_twice_is_judged_twice():
     once = [row("Ada left", "person", ["Ada"], [])]
     assert error_report(once * 3)["kinds"]["missed"] == 3
