@@ -267,6 +267,31 @@ def test_a_broken_row_names_its_place(name, tmp_path):
         read(path)
 
 
+def test_half_a_character_names_its_place(tmp_path):
+    path = tmp_path / "set.jsonl"
+    write_rows(path, [ROWS[0], conversation("b", "Ada \ud83d met", ("person", "[]"))])
+    with pytest.raises(InputError, match=r"set\.jsonl, line 2: turn 0 has a lone surrogate"):
+        read(path)
+
+
+@pytest.mark.parametrize("passages", [0, -1])
+def test_a_limit_is_at_least_one(passages, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    with pytest.raises(InputError, match=f"--passages must be at least 1, found {passages}"):
+        read(tmp_path / "set.jsonl", passages)
+
+
+def test_a_tagged_file_without_types_says_so(tmp_path):
+    path = tmp_path / "set.conll"
+    path.write_text("Ada O\nleft O\n")
+    with pytest.raises(InputError, match=r"no entities, so there is no type to ask for"):
+        read(path)
+    path.write_text("Ada B-MISC\nleft O\n")
+    with pytest.raises(InputError, match=r"no entities but of the type MISC \(--with-else"):
+        read(path)
+    assert [one.type for one in read_questions(DataSet("set", path), Asking(with_else=True))] == ["else"]
+
+
 def test_a_file_without_questions(tmp_path):
     (tmp_path / "set.jsonl").touch()
     with pytest.raises(InputError, match=r"set\.jsonl: has no questions"):
@@ -376,6 +401,26 @@ def test_a_question_without_room_for_an_answer_is_counted(answered, tmp_path):
     assert report["too_long"] == 2 and len(prompts) == 7
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["prediction"] for line in lines[-2:]] == ["", ""]
+
+
+def test_the_report_stands_where_there_is_nothing_to_calibrate_by(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS[1:2])
+    answered(lambda place, passage, asked: '["London"]')
+    with pytest.raises(InputError, match="1 items, 1 of them right: calibration needs right and wrong ones"):
+        evaluate("m", sets(tmp_path / "set.jsonl"), tmp_path / "out", calibrate=True)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["datasets"]["set"]["correct"]["f1"] == 1
+    assert (tmp_path / "out" / "index.html").is_file() and not (tmp_path / "out" / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a$x_{$b", "数据", "<b>", "caf\udce9"])
+def test_a_file_may_have_any_name(name, answered, tmp_path, capsys):
+    path = tmp_path / f"{name}.jsonl"
+    write_rows(path, ROWS)
+    answered(known)
+    report = evaluate("m", [DataSet.parse(str(path))], tmp_path / "out")
+    print_report(report)
+    (found,) = report["datasets"]
+    assert found in capsys.readouterr().out.encode().decode()
 
 
 def test_a_set_may_have_a_name_of_its_own(answered, tmp_path):

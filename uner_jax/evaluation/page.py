@@ -96,7 +96,7 @@ def _draw_scores(datasets: Report, axes: Axes, colours: Colours) -> None:
     if any(scores["paper"] for scores in datasets.values()):
         axes.plot([], [], marker="D", color=colours.second, linestyle="", label=f"{PAPER_IN_PLOT}, as published")
     axes.set(xlim=(0, 100), xlabel="F1, %", ylim=(len(datasets) - 0.4, -1.4))
-    axes.set_yticks(range(len(datasets)), list(datasets))
+    axes.set_yticks(range(len(datasets)), list(datasets), parse_math=False)
 
 
 def _papers_section(datasets: Report) -> str:
@@ -157,7 +157,7 @@ def _draw_errors(datasets: Report, axes: Axes, colours: Colours) -> None:
         axes.barh(range(len(datasets)), counts, left=lefts, height=0.55, color=colour, label=words(kind))
         lefts = [left + count for left, count in zip(lefts, counts, strict=True)]
     axes.set(xlabel="errors", ylim=(len(datasets) - 0.4, -1.4))
-    axes.set_yticks(range(len(datasets)), list(datasets))
+    axes.set_yticks(range(len(datasets)), list(datasets), parse_math=False)
 
 
 def _dataset_sections(name: str, scores: Report) -> list[str]:

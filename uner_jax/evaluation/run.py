@@ -35,7 +35,8 @@ def evaluate(
     """Answer every question greedily, write predictions, report and page, and return the report.
 
     With `calibrate` also `calibration.json` and `reliability.png`. Raises InputError for two data sets of one name,
-    for a file that cannot be read, and if `output` has the answers of another run.
+    for a file that cannot be read, if `output` has the answers of another run, and, after all else is written, if not
+    some of the answered items are right and some wrong, which calibration needs.
     """
     questions = read_benchmark(data, asking)
     answered = answer_all(model, questions, answering, output, resume)
@@ -50,12 +51,13 @@ def evaluate(
         "too_long": answered.too_long,
         "datasets": {name: dataset_report(name, rows) for name, rows in by_dataset(answered.rows).items()},
     }
+    write_json(output / REPORT, report)
+    write_page(report, output / PAGE)
     if calibrate:
+        # last: scores may have nothing to go by, and the report stands then.
         report["calibration"] = found = calibration(*_judged(answered.rows))
         write_json(output / "calibration.json", found)
         draw_reliability(found, output / "reliability.png")
-    write_json(output / REPORT, report)
-    write_page(report, output / PAGE)
     return report
 
 
