@@ -106,14 +106,14 @@ def mixture(
 
 
 def _say_conflicts(tables: dict[str, Any]) -> None:
-    conflicts = [row for row in tables["different_types"] if row["conflict"]]
-    opposite = sum(row["passages"] for row in tables["opposite_answers"])
+    counts = tables["counts"]
     print(
-        f"{len(tables['same_name']):,} types stand in several sets; {len(conflicts):,} pairs of types are in conflict; "
-        f"{opposite:,} answers are opposite on the same passage",
+        f"{counts['same_name']:,} types stand in several sets; {counts['conflicts']:,} pairs of types are in conflict; "
+        f"{counts['opposite_answers']:,} answers are opposite on the same passage",
         file=sys.stderr,
     )
-    if (conflicts or opposite) and not all(row["named_in_prompt"] for row in tables["sets"]):
+    unnamed = any(row["taken"] and not row["named_in_prompt"] for row in tables["sets"])
+    if unnamed and (counts["conflicts"] or counts["opposite_answers"]):
         print(
             "not all prompts name their data set (data_prep.bio --template dataset), so a model learns both",
             file=sys.stderr,

@@ -267,6 +267,31 @@ def test_a_broken_row_names_its_place(name, tmp_path):
         read(path)
 
 
+def test_half_a_character_names_its_place(tmp_path):
+    path = tmp_path / "set.jsonl"
+    write_rows(path, [ROWS[0], conversation("b", "Ada \ud83d met", ("person", "[]"))])
+    with pytest.raises(InputError, match=r"set\.jsonl, line 2: turn 0 has a lone surrogate"):
+        read(path)
+
+
+@pytest.mark.parametrize("passages", [0, -1])
+def test_a_limit_is_at_least_one(passages, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    with pytest.raises(InputError, match=f"--passages must be at least 1, found {passages}"):
+        read(tmp_path / "set.jsonl", passages)
+
+
+def test_a_tagged_file_without_types_says_so(tmp_path):
+    path = tmp_path / "set.conll"
+    path.write_text("Ada O\nleft O\n")
+    with pytest.raises(InputError, match=r"no entities, so there is no type to ask for"):
+        read(path)
+    path.write_text("Ada B-MISC\nleft O\n")
+    with pytest.raises(InputError, match=r"no entities but of the type MISC \(--with-else"):
+        read(path)
+    assert [one.type for one in read_questions(DataSet("set", path), Asking(with_else=True))] == ["else"]
+
+
 def test_a_file_without_questions(tmp_path):
     (tmp_path / "set.jsonl").touch()
     with pytest.raises(InputError, match=r"set\.jsonl: has no questions"):
@@ -321,9 +346,51 @@ def test_the_answers_of_another_run_are_not_taken(answered, tmp_path):
     prompts.clear()
     evaluate("other", data, output, answering=Answering(batch_size=3), resume=False)
     assert len(prompts) == 7
-    (output / "answers.jsonl").write_text("{}\nnonsense\n")
-    with pytest.raises(InputError, match=r"answers\.jsonl: is damaged"):
-        evaluate("other", data, output)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        *(["[]"], ['"x"'], ['{"a": 1}'], ["[" * 10**5], ["HEAD", "{}"], ["HEAD", "5"], ["HEAD", "nonsense"]),
+        ["HEAD", '{"place": 0, "prediction": 3, "scores": [], "too_long": false, "seconds": 1.0}'],
+    ],
+)
+def test_damaged_answers_are_told_and_kept(lines, answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    answered(known)
+    data, log = sets(tmp_path / "set.jsonl"), tmp_path / "out" / "answers.jsonl"
+    evaluate("m", data, tmp_path / "out")
+    damaged = "".join(f"{line}\n" for line in lines).replace("HEAD", log.read_text().splitlines()[0])
+    log.write_text(damaged)
+    with pytest.raises(InputError, match=rf"answers\.jsonl: is damaged.*: line {len(lines)}: .*--no-resume"):
+        evaluate("m", data, tmp_path / "out")
+    assert log.read_text() == damaged
+
+
+def test_a_run_that_ended_before_its_first_answer_is_in_nobodys_way(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    answered(known)
+    data = sets(tmp_path / "set.jsonl")
+    with pytest.raises(InputError, match="batch size 0"):
+        evaluate("m", data, tmp_path / "out", answering=Answering(batch_size=0, max_new_tokens=7))
+    assert evaluate("m", data, tmp_path / "out")["settings"]["max_new_tokens"] == 256
+
+
+def test_two_runs_at_once_do_not_mix_their_answers(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS)
+    data = sets(tmp_path / "set.jsonl")
+
+    def meanwhile(place, passage, asked):
+        for resume in (True, False):
+            with pytest.raises(InputError, match=r"out: another run writes .* --output"):
+                evaluate("other", data, tmp_path / "out", resume=resume)
+        return known(place, passage, asked)
+
+    answered(meanwhile)
+    whole = evaluate("m", data, tmp_path / "out")
+    prompts = answered(known)
+    prompts.clear()
+    assert evaluate("m", data, tmp_path / "out")["datasets"] == whole["datasets"] and not prompts
 
 
 def test_a_question_without_room_for_an_answer_is_counted(answered, tmp_path):
@@ -334,6 +401,26 @@ def test_a_question_without_room_for_an_answer_is_counted(answered, tmp_path):
     assert report["too_long"] == 2 and len(prompts) == 7
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions.jsonl").read_text().splitlines()]
     assert [line["prediction"] for line in lines[-2:]] == ["", ""]
+
+
+def test_the_report_stands_where_there_is_nothing_to_calibrate_by(answered, tmp_path):
+    write_rows(tmp_path / "set.jsonl", ROWS[1:2])
+    answered(lambda place, passage, asked: '["London"]')
+    with pytest.raises(InputError, match="1 items, 1 of them right: calibration needs right and wrong ones"):
+        evaluate("m", sets(tmp_path / "set.jsonl"), tmp_path / "out", calibrate=True)
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["datasets"]["set"]["correct"]["f1"] == 1
+    assert (tmp_path / "out" / "index.html").is_file() and not (tmp_path / "out" / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("name", ["a$x_{$b", "数据", "<b>", "caf\udce9"])
+def test_a_file_may_have_any_name(name, answered, tmp_path, capsys):
+    path = tmp_path / f"{name}.jsonl"
+    write_rows(path, ROWS)
+    answered(known)
+    report = evaluate("m", [DataSet.parse(str(path))], tmp_path / "out")
+    print_report(report)
+    (found,) = report["datasets"]
+    assert found in capsys.readouterr().out.encode().decode()
 
 
 def test_a_set_may_have_a_name_of_its_own(answered, tmp_path):

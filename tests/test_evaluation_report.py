@@ -83,6 +83,9 @@ def test_the_type_else_is_asked_and_counted_when_wanted(tagged):
     assert mean_f1(reports, "published_with_else") is None
     reports["b"] = {"published": {"f1": 0.9}, "published_with_else": {"f1": 0.7}}
     assert mean_f1(reports, "published_with_else") == pytest.approx(0.6)
+    reports["nothing but else"] = {"published": None, "published_with_else": {"f1": 0.3}}
+    assert mean_f1(reports, "published_with_else") == pytest.approx(0.5)
+    assert mean_f1(reports, "published") == pytest.approx(0.7)
 
 
 def test_each_kind_of_error_is_told_from_the_others():
@@ -103,6 +106,26 @@ def test_each_kind_of_error_is_told_from_the_others():
     ]
     assert error_report([row(text, "city", ["New York City"], [])])["kinds"]["missed"] == 1
     assert set(error_report(rows[::-1])["kinds"].items()) == set(found["kinds"].items())
+
+
+def test_an_invented_entity_counts_once_an_answer():
+    assert error_report([row("Ada left", "person", ["Ada"], ["Ada", *["Eve"] * 9])])["kinds"]["invented"] == 1
+
+
+words = st.lists(st.sampled_from(["Ada", "Ada Corp", "Corp", "Ada Corp Oslo", "Oslo", "Eve"]), max_size=3)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["person", "firm", "city"]), words, words), max_size=6), st.randoms())
+def test_no_error_goes_uncounted(answers, rng):
+    rows = [row("Ada Corp Oslo", *one) for one in answers]
+    report = error_report(rows)
+    kinds = report["kinds"]
+    wrong = sum(len(one.predicted_spans - one.gold_spans) + len(one.invented) for one in rows)
+    lost = sum(len(one.gold_spans - one.predicted_spans) for one in rows)
+    assert kinds["wrong_boundary"] + kinds["wrong_type"] + kinds["invented"] == wrong
+    assert kinds["missed"] <= lost and (wrong > 0 or kinds["missed"] == lost)
+    assert report == error_report(rng.sample(rows, len(rows)))
 
 
 def test_a_question_that_comes_twice_is_judged_twice():
@@ -167,6 +190,16 @@ def test_a_paired_difference_is_finer_than_two_intervals(tagged):
     assert np.allclose([back["difference"], *back["interval"]], [-found["difference"], -high, -low])
 
 
+def test_few_passages_prove_little():
+    def rows(count, answer):
+        return [row(f"Ada {number} left", "person", ["Ada"], answer) for number in range(count)]
+
+    assert difference(rows(1, []), rows(1, ["Ada"]), "published")["p"] is None
+    assert interval(rows(1, ["Ada"]), "published") is None
+    for count, p in {2: 0.5, 5: 1 / 16, 20: 1 / 1000}.items():
+        assert difference(rows(count, []), rows(count, ["Ada"]), "published")["p"] == p
+
+
 def output_of(directory, rows, model="m"):
     write_rows(directory / "predictions.jsonl", map(_prediction, rows))
     write_json(directory / "report.json", {"model": model, "settings": {}})
@@ -193,6 +226,32 @@ def test_two_runs_are_compared_by_question_in_any_order(tagged, tmp_path, capsys
     assert len(out.splitlines()) == 5 and error.splitlines()[-1].startswith("5 questions")
     same = compare(first, first, tmp_path / "same")
     assert same["left_out"] == 0 and same["datasets"]["wnut17"]["exact_span"]["difference"] == 0
+
+
+def test_two_templates_of_the_same_passages_are_compared(tagged, tmp_path):
+    runs = [
+        output_of(tmp_path / template, noisy(tagged("wnut17", passages=60, template=template), seed=3, share=share))
+        for template, share in {"zero-shot": 0.3, "dataset": 0.1}.items()
+    ]
+    found = compare(*runs, tmp_path / "out")
+    same = compare(runs[0], output_of(tmp_path / "c", noisy(tagged("wnut17", passages=60), 3, 0.1)), tmp_path / "same")
+    assert found["left_out"] == 0 and found["datasets"] == same["datasets"]
+
+
+def test_one_passage_is_compared_without_an_interval(tmp_path, capsys):
+    rows = [row("Ada left", "person", ["Ada"], answer) for answer in ([], ["Ada"])]
+    runs = [output_of(tmp_path / name, [one]) for name, one in zip("ab", rows, strict=True)]
+    found = compare(*runs, tmp_path / "out")
+    assert found["datasets"]["set"]["correct"] == {"f1": [0.0, 1.0], "difference": 1.0, "interval": None, "p": None}
+    print_comparison(found)
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["–", "–"]
+
+
+def test_a_comparison_does_not_write_over_a_run(tagged, tmp_path):
+    runs = [output_of(tmp_path / name, noisy(tagged("wnut17", passages=3), seed=0)) for name in "ab"]
+    for run in runs:
+        with pytest.raises(InputError, match="would write over"):
+            compare(*runs, run / ".." / run.name)
 
 
 def test_what_is_no_run_is_not_compared(tagged, tmp_path):

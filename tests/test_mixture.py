@@ -38,8 +38,8 @@ def mix(output, sets, *options):
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def asked(name, text, **answers):
-    return conversation_of(name, passage_turn(text), answers.items())
+def asked(name, text, dataset=None, **answers):
+    return conversation_of(name, passage_turn(text, dataset), answers.items())
 
 
 @given(st.integers(0, 300), st.none() | st.integers(1, 400), st.floats(0, 4), st.integers(0, 5))
@@ -107,6 +107,30 @@ def test_disagreements_are_told_apart(tmp_path, capsys):
     (opposite,) = tables["opposite_answers"]
     assert opposite["type"] == "person" and opposite["passages"] == 1
     assert opposite["examples"] == [{"text": same, "answers": {"a": ["Ada"], "second": []}}]
+    assert "learns both" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_into_the_tables_is_counted(tmp_path, capsys):
+    for name, answer in {"a": ["Ada"], "b": []}.items():
+        rows = [asked(f"{name}{n}", f"Ada {n}", **{f"type {n}": answer, f"{name} {n}": ["Ada"]}) for n in range(250)]
+        write_rows(tmp_path / f"{name}.jsonl", rows)
+    mix(tmp_path / "out.jsonl", [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], "--report", tmp_path / "r")
+    tables = json.loads((tmp_path / "r" / "tables.json").read_text())
+    # each type of both sets that a has mentions of, with each that b alone has.
+    assert tables["counts"] == {"same_name": 250, "conflicts": 250 * 250, "opposite_answers": 250}
+    assert "250 types stand in several sets; 62,500 pairs" in capsys.readouterr().err
+    page = (tmp_path / "r" / "index.html").read_text()
+    assert "<b>62,500</b> pairs" in page and "<b>250</b> opposite" in page
+
+
+def test_a_set_of_which_nothing_is_taken_teaches_nothing(tmp_path, capsys):
+    write_rows(tmp_path / "a.jsonl", [asked("1", "Ada saw", "a", person=["Ada"])])
+    write_rows(tmp_path / "b.jsonl", [asked("1", "Ada saw", "b", person=[])])
+    write_rows(tmp_path / "c.jsonl", [asked("1", "Ada saw", person=["Ada"])])
+    files = [tmp_path / f"{name}.jsonl" for name in "abc"]
+    mix(tmp_path / "out.jsonl", files, "--weights", "c=0")
+    assert "learns both" not in capsys.readouterr().err
+    mix(tmp_path / "out.jsonl", files)
     assert "learns both" in capsys.readouterr().err
 
 

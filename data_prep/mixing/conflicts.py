@@ -43,11 +43,17 @@ class Conflicts:
                 self.answers[key, entity_type].setdefault(name, (passage.text, frozenset(spans)))
 
     def tables(self) -> dict[str, Any]:
-        """The three kinds of disagreement, the most frequent first, at most `ROWS` of each."""
+        """The three kinds of disagreement, the most frequent first, at most `ROWS` of each; `counts` are of all."""
+        same, different, opposite = self._same_name(), self._different_types(), self._opposite_answers()
         return {
-            "same_name": self._same_name()[:ROWS],
-            "different_types": self._different_types()[:ROWS],
-            "opposite_answers": self._opposite_answers()[:ROWS],
+            "counts": {
+                "same_name": len(same),
+                "conflicts": sum(row["conflict"] for row in different),
+                "opposite_answers": sum(row["passages"] for row in opposite),
+            },
+            "same_name": same[:ROWS],
+            "different_types": different[:ROWS],
+            "opposite_answers": opposite[:ROWS],
         }
 
     def _same_name(self) -> list[dict[str, Any]]:

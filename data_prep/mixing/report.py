@@ -29,8 +29,8 @@ def write_report(directory: Path, title: str, tables: Mapping[str, Any]) -> Path
     facts = [
         (number(len(sets)), "sets"),
         (number(sum(row["written"] for row in sets)), "conversations"),
-        (number(sum(row["conflict"] for row in tables["different_types"])), "pairs of types in conflict"),
-        (number(sum(row["passages"] for row in tables["opposite_answers"])), "opposite answers"),
+        (number(tables["counts"]["conflicts"]), "pairs of types in conflict"),
+        (number(tables["counts"]["opposite_answers"]), "opposite answers"),
     ]
     Page("Mixture of data sets", title, facts, sections, FOOTER).write(directory / PAGE)
     return directory / PAGE

@@ -3,20 +3,19 @@
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from uner_jax.command import progress
+from uner_jax.evaluation.answer_log import open_log
 from uner_jax.evaluation.questions import Question
 from uner_jax.evaluation.rows import Row
 from uner_jax.evaluation.settings import Answering
-from uner_jax.extraction.corpus.job import differences, model_digest
+from uner_jax.extraction.corpus.job import model_digest
 from uner_jax.extraction.engine import Engine, Generation, Request
 from uner_jax.extraction.spans import scored_answer
 from uner_jax.model.llama import Llama
-from uner_jax.records import InputError
 from uner_jax.template import Noun, answer_turn, encode_answer, encode_context, encode_question
 from uner_jax.tokenizer import Tokenizer
 from uner_jax.weights import load_model, load_model_tokenizer
@@ -40,18 +39,19 @@ def answer_all(
     """Answer every question greedily, those that `output` has answers of already from there.
 
     A question that leaves no room for an answer is not answered, and counted. Raises InputError if `output` has the
-    answers of another run.
+    answers of another run, or another process writes
+    there.
     """
     answering = dataclasses.replace(answering, noun=answering.noun or read_origin(Path(model)).noun)
-    log = _Log(output / LOG, _identity(model, questions, answering))
-    known = log.read() if resume else log.clear()
-    left = [place for place in range(len(questions)) if place not in known]
-    if left:
-        tokenizer = load_model_tokenizer(model)
-        engine = make_engine(load_model(model, answering.dtype), tokenizer, answering)
-        found = _answer(engine, tokenizer, [questions[place] for place in left], answering.noun or "text")
-        for number, entry in progress(found, "answering", len(left), "questions"):
-            known[left[number]] = log.add(left[number], entry)
+    with open_log(output / LOG, _identity(model, questions, answering)) as log:
+        known = log.read() if resume else log.clear()
+        left = [place for place in range(len(questions)) if place not in known]
+        if left:
+            tokenizer = load_model_tokenizer(model)
+            engine = make_engine(load_model(model, answering.dtype), tokenizer, answering)
+            found = _answer(engine, tokenizer, [questions[place] for place in left], answering.noun or "text")
+            for number, entry in progress(found, "answering", len(left), "questions"):
+                known[left[number]] = log.add(left[number], entry)
     rows = [
         Row(question, known[place]["prediction"], tuple(known[place]["scores"]))
         for place, question in enumerate(questions)
@@ -112,47 +112,3 @@ def _identity(model: str, questions: Sequence[Question], answering: Answering) -
     # it decides how fast the answers come, and nothing else.
     del settings["batch_size"]
     return {"model": model_digest(Path(model)), "questions": digest, **settings}
-
-
-class _Log:
-    """The file of answers: a line that says whose they are, and one for each as it came."""
-
-    def __init__(self, path: Path, identity: dict[str, Any]):
-        self._path = path
-        self._identity = identity
-        self._before = 0.0
-        self._started = time.monotonic()
-
-    def read(self) -> dict[int, dict[str, Any]]:
-        """The answers that are there, by the place of their question."""
-        lines = self._path.read_bytes().split(b"\n") if self._path.is_file() else [b""]
-        # what follows the last line feed was being written when the run was killed.
-        try:
-            whole = [json.loads(line) for line in lines[:-1]]
-        except ValueError as error:
-            raise InputError(f"{self._path}: is damaged: {error}; remove it to answer anew") from error
-        if not whole:
-            return self.clear()
-        if whole[0] != self._identity:
-            changed = "; ".join(differences(whole[0], self._identity))
-            raise InputError(
-                f"{self._path}: answers of another run: {changed}. Give another --output, or --no-resume to answer anew"
-            )
-        with self._path.open("r+b") as file:
-            file.truncate(sum(len(line) + 1 for line in lines[:-1]))
-        entries = {entry.pop("place"): entry for entry in whole[1:]}
-        self._before = max((entry["seconds"] for entry in entries.values()), default=0.0)
-        return entries
-
-    def clear(self) -> dict[int, dict[str, Any]]:
-        """Begin anew."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self._identity) + "\n", encoding="utf-8")
-        return {}
-
-    def add(self, place: int, entry: dict[str, Any]) -> dict[str, Any]:
-        """Write an answer down, with the seconds that answering had taken; returns it so."""
-        entry = entry | {"seconds": round(self._before + time.monotonic() - self._started, 2)}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"place": place, **entry}) + "\n")
-        return entry

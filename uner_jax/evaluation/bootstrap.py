@@ -20,42 +20,40 @@ AT_A_TIME = 50
 
 
 def interval(rows: Sequence[Row], protocol: str, seed: int = 0) -> list[float] | None:
-    """The 2.5th and the 97.5th percentile of F1; None if the protocol counts none of the rows."""
-    counts_P3 = _by_passage(rows, protocol, _passages(rows))
-    if not len(counts_P3):
+    """The 2.5th and the 97.5th percentile of F1; None if the protocol counts rows of less than two passages."""
+    counts_P3 = _by_passage(rows, protocol)
+    if len(counts_P3) < 2:
         return None
     return _percentiles(np.concatenate([_f1(weights @ counts_P3) for weights in _weights(len(counts_P3), seed)]))
 
 
-def difference(rows: Sequence[Row], others: Sequence[Row], protocol: str, seed: int = 0) -> dict[str, Any] | None:
+def difference(rows: Sequence[Row], others: Sequence[Row], protocol: str, seed: int = 0) -> dict[str, Any]:
     """F1 of `others` less that of `rows`, of answers to the same questions: its 95 % interval and a two-sided p-value.
 
     The same passages are drawn for both. The p-value is twice the smaller share of samples on one side of zero, at
-    least 1 / `SAMPLES`. None if the protocol counts none of the rows.
+    least 1 / `SAMPLES`, and at least 2 ** (1 - P): P passages that all say the same would do so by chance as often.
+    The last two are None if the protocol counts rows of less than two passages.
     """
-    passages = _passages(rows)
-    first_P3, second_P3 = _by_passage(rows, protocol, passages), _by_passage(others, protocol, passages)
-    if not len(first_P3):
-        return None
-    drawn = [_f1(weights @ second_P3) - _f1(weights @ first_P3) for weights in _weights(len(first_P3), seed)]
+    first_P3, second_P3 = _by_passage(rows, protocol), _by_passage(others, protocol)
+    found = float(_f1(second_P3.sum(0)) - _f1(first_P3.sum(0)))
+    passages = len(first_P3)
+    if passages < 2:
+        return {"difference": found, "interval": None, "p": None}
+    drawn = [_f1(weights @ second_P3) - _f1(weights @ first_P3) for weights in _weights(passages, seed)]
     differences_S = np.concatenate(drawn)
     below, above = float((differences_S <= 0).mean()), float((differences_S >= 0).mean())
-    found = float(_f1(second_P3.sum(0)) - _f1(first_P3.sum(0)))
-    p = min(1.0, max(2 * min(below, above), 1 / SAMPLES))
+    p = min(1.0, max(2 * min(below, above), 1 / SAMPLES, 2.0 ** (1 - passages)))
     return {"difference": found, "interval": _percentiles(differences_S), "p": p}
 
 
-def _passages(rows: Sequence[Row]) -> dict[str, int]:
-    """A number for each passage."""
-    return {turn: number for number, turn in enumerate(sorted({row.question.passage_turn for row in rows}))}
-
-
-def _by_passage(rows: Sequence[Row], protocol: str, passages: dict[str, int]) -> np.ndarray:
-    """The counts of each passage, (P, 3); without passages if nothing is counted."""
+def _by_passage(rows: Sequence[Row], protocol: str) -> np.ndarray:
+    """The counts of each passage that has rows that are counted, (P, 3), in the order of their texts."""
     counted = counted_by(protocol, rows)
-    counts_P3 = np.zeros((len(passages) if counted else 0, 3))
+    # not the turn: two runs may have shown the same passage in different templates.
+    numbers = {text: number for number, text in enumerate(sorted({row.question.text for row in counted}))}
+    counts_P3 = np.zeros((len(numbers), 3))
     for row in counted:
-        counts_P3[passages[row.question.passage_turn]] += PROTOCOLS[protocol].count(row)
+        counts_P3[numbers[row.question.text]] += PROTOCOLS[protocol].count(row)
     return counts_P3
 
 

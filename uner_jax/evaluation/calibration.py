@@ -26,7 +26,9 @@ def calibration(scores: Sequence[float], right: Sequence[bool]) -> dict[str, Any
     there is nothing to go by.
     """
     if not scores or all(right) or not any(right):
-        raise InputError(f"{len(scores)} items, {sum(right)} of them right: calibration needs right and wrong ones")
+        raise InputError(
+            f"{len(scores)} items, {sum(right)} of them right: calibration needs right and wrong ones; ask more"
+        )
     losses = [_loss([calibrated(score, temperature) for score in scores], right) for temperature in TEMPERATURES]
     temperature = float(TEMPERATURES[int(np.argmin(losses))])
     mended = [calibrated(score, temperature) for score in scores]

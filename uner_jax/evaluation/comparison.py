@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from uner_jax.evaluation.bootstrap import difference
-from uner_jax.evaluation.page import percent, words
+from uner_jax.evaluation.page import percent, spread, words
 from uner_jax.evaluation.protocols import PROTOCOLS, score
 from uner_jax.evaluation.questions import Question
 from uner_jax.evaluation.report import by_dataset
@@ -25,8 +25,11 @@ def compare(first: Path, second: Path, output: Path) -> dict[str, Any]:
     """Compare the runs whose outputs these are, write `comparison.json` and `index.html`, and return the numbers.
 
     Questions are told apart by data set, passage and words, in any order; what only one run asked is left out and
-    counted. Raises InputError for what is no output of `evaluate`, and if the runs have no question in common.
+    counted. Raises InputError for what is no output of `evaluate`, if the runs have no question in common, and if
+    `output` is one of them.
     """
+    if output.resolve() in (first.resolve(), second.resolve()):
+        raise InputError(f"--output {output} would write over the page of one of the runs; give another directory")
     (rows, others), left_out = _paired(_read(first), _read(second))
     if not rows:
         raise InputError(f"{first} and {second} have no question in common")
@@ -47,7 +50,7 @@ def _dataset(rows: list[Row], others: list[Row]) -> dict[str, Any]:
     for name in PROTOCOLS:
         first, second = score(name, rows), score(name, others)
         if first and second:
-            found[name] = {"f1": [first["f1"], second["f1"]], **(difference(rows, others, name) or {})}
+            found[name] = {"f1": [first["f1"], second["f1"]], **difference(rows, others, name)}
     return found
 
 
@@ -99,7 +102,7 @@ def _page(report: dict[str, Any]) -> Page:
     ]
     note = (
         "F1 in percent of A and B, what B has more in points, its 95 % interval, and p: twice the smaller share of "
-        "samples on one side of zero. The bootstrap draws passages, the same for both."
+        "samples on one side of zero. The bootstrap draws passages, the same for both; one passage alone has none (–)."
     )
     runs = table(
         ["", "model", "predictions"],
@@ -114,9 +117,8 @@ def _page(report: dict[str, Any]) -> Page:
 
 
 def _cells(found: dict[str, Any]) -> list[str]:
-    low, high = found["interval"]
-    spread = f"{100 * low:+.1f} to {100 * high:+.1f}"
-    return [*map(percent, found["f1"]), f"{100 * found['difference']:+.1f}", spread, f"{found['p']:.3f}"]
+    p = "–" if found["p"] is None else f"{found['p']:.3f}"
+    return [*map(percent, found["f1"]), f"{100 * found['difference']:+.1f}", spread(found["interval"], "+"), p]
 
 
 def print_comparison(report: dict[str, Any]) -> None:
@@ -126,7 +128,7 @@ def print_comparison(report: dict[str, Any]) -> None:
     lines = [found for protocols in report["datasets"].values() for found in protocols.values()]
     print(f"{'':{width}}      A      B   B - A  {'95 %':>14}      p")
     for name, found in zip(names, lines, strict=True):
-        first, second, more, spread, p = _cells(found)
-        print(f"{name:{width}}  {first:>5}  {second:>5}  {more:>6}  {spread:>14}  {p:>5}")
+        first, second, more, between, p = _cells(found)
+        print(f"{name:{width}}  {first:>5}  {second:>5}  {more:>6}  {between:>14}  {p:>5}")
     if report["left_out"]:
         print(f"{report['left_out']:,} questions that only one run was asked are left out", file=sys.stderr)

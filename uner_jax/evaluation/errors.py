@@ -10,7 +10,7 @@ KINDS = {
     "wrong_boundary": "overlaps a gold entity of its type, and is not one",
     "wrong_type": "overlaps gold entities of other types only",
     "invented": "overlaps no gold entity, or does not stand in the passage",
-    "missed": "a gold entity that nothing overlaps that was answered",
+    "missed": "a gold entity that was not answered, and that no wrong answer overlaps",
     "unparsable": "an answer that is no whole list",
 }
 EXAMPLES = 3
@@ -41,11 +41,11 @@ def find_errors(rows: Sequence[Row]) -> Iterator[Error]:
     """The errors of a data set's rows, passage by passage."""
     for asked in _passages(rows):
         gold = [_Gold(*span, row.question.type) for row in asked for span in sorted(row.gold_spans)]
-        predicted = [span for row in asked for span in row.predicted_spans]
+        wrong = [span for row in asked for span in row.predicted_spans - row.gold_spans]
         for row in asked:
             yield from _of_answer(row, gold)
-            for start, end in sorted(row.gold_spans):
-                if not any(_Gold(start, end, "").overlaps(*span) for span in predicted):
+            for start, end in sorted(row.gold_spans - row.predicted_spans):
+                if not any(_Gold(start, end, "").overlaps(*span) for span in wrong):
                     yield _error("missed", row, row.question.text[start:end], [])
 
 
@@ -71,11 +71,16 @@ def _passages(rows: Sequence[Row]) -> Iterator[list[Row]]:
     """The rows of each passage, whatever their order; a question that comes again on it is of a passage of its own."""
     groups: dict[tuple[str, int], list[Row]] = defaultdict(list)
     times: Counter[tuple[str, str]] = Counter()
-    for row in sorted(rows, key=lambda row: (row.question.passage_turn, row.question.question, row.prediction)):
+    for row in sorted(rows, key=_place):
         key = row.question.passage_turn, row.question.question
         groups[key[0], times[key]].append(row)
         times[key] += 1
     yield from groups.values()
+
+
+def _place(row: Row) -> tuple[str, ...]:
+    asked = row.question
+    return asked.passage_turn, asked.question, row.prediction, asked.gold
 
 
 def error_report(rows: Sequence[Row]) -> dict[str, Any]:

@@ -52,7 +52,9 @@ def _scores_section(datasets: Report) -> str:
             if scores[protocol]:
                 rows.append([_first_cell(name, protocol), *_score_cells(scores, protocol)])
     explained = "".join(f"<p><b>{escape(words(name))}</b>: {escape(one.words)}.</p>" for name, one in PROTOCOLS.items())
-    note = "In percent, with the 95 % interval of F1 from a bootstrap over the passages."
+    note = (
+        "In percent, with the 95 % interval of F1 from a bootstrap over the passages; one passage alone has none (–)."
+    )
     return section(
         "Scores by protocol",
         note,
@@ -68,10 +70,10 @@ def _first_cell(name: str, protocol: str) -> str:
 
 
 def _score_cells(scores: Report, protocol: str) -> list[str]:
-    found, (low, high) = scores[protocol], scores["intervals"][protocol]
+    found = scores[protocol]
     values = [percent(found[name]) for name in ("precision", "recall", "f1")]
     sizes = [number(scores[name]) if protocol == FIRST else "" for name in ("questions", "passages")]
-    return [*values, f"{percent(low)} to {percent(high)}", *sizes]
+    return [*values, spread(scores["intervals"][protocol]), *sizes]
 
 
 def _plot_section(datasets: Report) -> str:
@@ -83,16 +85,18 @@ def _plot_section(datasets: Report) -> str:
 def _draw_scores(datasets: Report, axes: Axes, colours: Colours) -> None:
     for place, scores in enumerate(datasets.values()):
         if scores["published"]:
-            f1, (low, high) = scores["published"]["f1"], scores["intervals"]["published"]
+            f1 = scores["published"]["f1"]
             axes.barh(place, 100 * f1, height=0.55, color=colours.first, label=None if place else "this run")
-            axes.plot([100 * low, 100 * high], [place, place], color=colours.text, linewidth=1.2)
+        if scores["intervals"]["published"]:
+            ends = [100 * end for end in scores["intervals"]["published"]]
+            axes.plot(ends, [place, place], color=colours.text, linewidth=1.2)
         paper = scores["paper"].get(PAPER_IN_PLOT)
         if paper:
             axes.plot(100 * paper["f1"], place, marker="D", color=colours.second, linestyle="", markersize=6)
     if any(scores["paper"] for scores in datasets.values()):
         axes.plot([], [], marker="D", color=colours.second, linestyle="", label=f"{PAPER_IN_PLOT}, as published")
     axes.set(xlim=(0, 100), xlabel="F1, %", ylim=(len(datasets) - 0.4, -1.4))
-    axes.set_yticks(range(len(datasets)), list(datasets))
+    axes.set_yticks(range(len(datasets)), list(datasets), parse_math=False)
 
 
 def _papers_section(datasets: Report) -> str:
@@ -153,7 +157,7 @@ def _draw_errors(datasets: Report, axes: Axes, colours: Colours) -> None:
         axes.barh(range(len(datasets)), counts, left=lefts, height=0.55, color=colour, label=words(kind))
         lefts = [left + count for left, count in zip(lefts, counts, strict=True)]
     axes.set(xlabel="errors", ylim=(len(datasets) - 0.4, -1.4))
-    axes.set_yticks(range(len(datasets)), list(datasets))
+    axes.set_yticks(range(len(datasets)), list(datasets), parse_math=False)
 
 
 def _dataset_sections(name: str, scores: Report) -> list[str]:
@@ -209,3 +213,8 @@ def words(name: str) -> str:
 def percent(value: float | None) -> str:
     """A part of one in percent; – for None."""
     return "–" if value is None else f"{100 * value:.1f}"
+
+
+def spread(interval: Sequence[float] | None, sign: str = "") -> str:
+    """An interval of parts of one in percent, its ends with the sign that is told; – for None."""
+    return "–" if interval is None else " to ".join(f"{100 * end:{sign}.1f}" for end in interval)

@@ -76,6 +76,8 @@ def read_benchmark(sets: Sequence[DataSet], asking: Asking) -> list[Question]:
 
 def read_questions(source: DataSet, asking: Asking = Asking()) -> list[Question]:  # noqa: B008 (it is frozen)
     """The questions of a file: by its suffix conversations, one or more questions a row, or else tagged tokens."""
+    if asking.passages is not None and asking.passages < 1:
+        raise InputError(f"--passages must be at least 1, found {asking.passages}")
     read = _of_conversations if content_suffix(source.path) in CONVERSATIONS else _of_tagged
     questions: list[Question] = []
     seen: set[str] = set()
@@ -91,9 +93,23 @@ def read_questions(source: DataSet, asking: Asking = Asking()) -> list[Question]
 
 def _of_conversations(source: DataSet, asking: Asking) -> Iterator[Question]:
     for where, row in read_rows(source.path):
-        turn, acknowledgement, *pairs = [turn["value"] for turn in check_conversation(row, where)["conversations"]]
+        values = [turn["value"] for turn in check_conversation(row, where)["conversations"]]
+        _check_characters(values, where)
+        turn, acknowledgement, *pairs = values
         for asked, gold in zip(pairs[::2], pairs[1::2], strict=True):
             yield Question.read(row["id"], source.name, turn, asked, gold, None, acknowledgement)
+
+
+def _check_characters(values: Sequence[str], where: str) -> None:
+    """Raise InputError for what no tokenizer reads: half of a pair that stands for one character in JSON's escapes."""
+    for number, value in enumerate(values):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            found = value[error.start]
+            raise InputError(
+                f"{where}: turn {number} has a lone surrogate, {found!r}, which is no character"
+            ) from error
 
 
 def _of_tagged(source: DataSet, asking: Asking) -> Iterator[Question]:
@@ -105,7 +121,8 @@ def _of_tagged(source: DataSet, asking: Asking) -> Iterator[Question]:
     if asking.with_else and any(map(is_dropped, labels)):
         types.append(ELSE)
     if not types:
-        raise InputError(f"{source.path}: no entity but of the type MISC, so there is nothing to ask for (--with-else)")
+        but = " but of the type MISC (--with-else asks for them)" if labels else ""
+        raise InputError(f"{source.path}: no entities{but}, so there is no type to ask for")
 
     def name(label: str) -> str:
         return ELSE if is_dropped(label) else names.name(label)

@@ -75,9 +75,10 @@ def _types(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def mean_f1(datasets: dict[str, dict[str, Any]], protocol: str) -> float | None:
     """The mean over the data sets, as papers average; None if none of them has the protocol's rows.
 
-    With the type else it is of all sets too: one without it counts as published.
+    With the type else it is of all sets too: one without it counts as published. A set that asks for nothing but the
+    type else has no part in the mean of the others.
     """
     if not any(report[protocol] for report in datasets.values()):
         return None
-    found = [(report[protocol] or report["published"])["f1"] for report in datasets.values()]
-    return sum(found) / len(found)
+    found = [report[protocol] or report["published"] for report in datasets.values()]
+    return sum(scores["f1"] for scores in found if scores) / sum(map(bool, found))

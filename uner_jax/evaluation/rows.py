@@ -40,8 +40,9 @@ class Row:
 
     @property
     def invented(self) -> list[str]:
-        """The items of the answer that do not stand in the passage."""
-        return [item.text for item in self.answer.items if item.text not in self.question.text]
+        """The items of the answer that do not stand in the passage, each once."""
+        items = dict.fromkeys(item.text for item in self.answer.items)
+        return [text for text in items if text not in self.question.text]
 
 
 def _occurrences(text: str, answer: Answer) -> frozenset[tuple[int, int]]:

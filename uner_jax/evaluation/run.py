@@ -9,7 +9,7 @@ import numpy as np
 
 from uner_jax.evaluation.answering import answer_all, make_engine, written_answers
 from uner_jax.evaluation.calibration import calibration, draw_reliability
-from uner_jax.evaluation.page import write_page
+from uner_jax.evaluation.page import spread, write_page
 from uner_jax.evaluation.protocols import PROTOCOLS
 from uner_jax.evaluation.questions import read_benchmark, read_questions
 from uner_jax.evaluation.report import by_dataset, dataset_report, mean_f1
@@ -35,7 +35,8 @@ def evaluate(
     """Answer every question greedily, write predictions, report and page, and return the report.
 
     With `calibrate` also `calibration.json` and `reliability.png`. Raises InputError for two data sets of one name,
-    for a file that cannot be read, and if `output` has the answers of another run.
+    for a file that cannot be read, if `output` has the answers of another run, and, after all else is written, if not
+    some of the answered items are right and some wrong, which calibration needs.
     """
     questions = read_benchmark(data, asking)
     answered = answer_all(model, questions, answering, output, resume)
@@ -50,12 +51,13 @@ def evaluate(
         "too_long": answered.too_long,
         "datasets": {name: dataset_report(name, rows) for name, rows in by_dataset(answered.rows).items()},
     }
+    write_json(output / REPORT, report)
+    write_page(report, output / PAGE)
     if calibrate:
+        # last: scores may have nothing to go by, and the report stands then.
         report["calibration"] = found = calibration(*_judged(answered.rows))
         write_json(output / "calibration.json", found)
         draw_reliability(found, output / "reliability.png")
-    write_json(output / REPORT, report)
-    write_page(report, output / PAGE)
     return report
 
 
@@ -100,9 +102,8 @@ def print_report(report: dict[str, Any]) -> None:
     width = max(map(len, [*datasets, "average"]))
     print("  ".join([" " * width, *names, "95 % of published", "questions", "empty"]))
     for name, scores in datasets.items():
-        low, high = scores["intervals"]["published"] or (0.0, 0.0)
         cells = [_cell(scores[protocol] and scores[protocol]["f1"], protocol) for protocol in names]
-        cells.append(f"{100 * low:.1f} to {100 * high:.1f}".rjust(len("95 % of published")))
+        cells.append(spread(scores["intervals"]["published"]).rjust(len("95 % of published")))
         print("  ".join([f"{name:{width}}", *cells, f"{scores['questions']:9,}", f"{scores['empty_answers']:5.0%}"]))
     if len(datasets) > 1:
         print(

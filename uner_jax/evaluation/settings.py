@@ -20,7 +20,9 @@ class DataSet:
     @classmethod
     def parse(cls, text: str) -> "DataSet":
         """Of `NAME=PATH`, or of a path alone."""
-        return cls(*named_path(text))
+        name, path = named_path(text)
+        # the bytes of a file's name need be no text.
+        return cls(name.encode("utf-8", "replace").decode(), path)
 
 
 @dataclasses.dataclass(frozen=True)
