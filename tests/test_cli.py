@@ -65,7 +65,9 @@ def test_each_command_explains_itself(name, capsys):
     documented = re.findall(r"^        (\w+): (.*)", COMMANDS[name].__doc__, re.MULTILINE)
     assert documented
     usage = {"source": "SRC", "destination": "DST", "recipe": "CONFIG.py", "text": "TEXT"}
-    usage |= {"view": {"input": "[-h] F"}, "export": {"input": "[OPTIONS] F"}}.get(name, {})
+    usage |= {"view": {"input": "[-h] F"}, "export": {"input": "[OPTIONS] F"}, "inspect": {"path": "[-h] PATH"}}.get(
+        name, {}
+    )
     for argument, explanation in documented:
         assert usage.get(argument, f"--{argument.replace('_', '-')}") in words
         assert explanation.split(",")[0].split("(")[0].strip()[:30] in words

@@ -279,6 +279,7 @@ CHANGES = {
         {"settings": Settings(question="Which {type}?")},
         'question ("What describes {type} in the text?", now "Which {type}?")',
     ),
+    "draft": ({"settings": Settings(draft=4)}, "draft (0, now 4)"),
     "noun": ({"settings": Settings(noun="paragraph")}, 'noun (null, now "paragraph")'),
 }
 

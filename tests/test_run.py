@@ -350,7 +350,7 @@ def test_the_last_checkpoint_is_exported_once(recipe, tmp_path, capsys):
 def test_a_run_that_was_killed_before_its_end_was_told_tells_it(recipe, calm, tmp_path, monkeypatch):
     config = dataclasses.replace(recipe, run_dir=str(tmp_path / "run"), export=str(tmp_path / "hf"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(summary, "write_hf", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(summary, "convert_to_hf", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
         loop.train(config)
     assert not (tmp_path / "run" / "summary.json").exists()
     loop.train(config)
