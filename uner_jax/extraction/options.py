@@ -30,8 +30,8 @@ class Options:
     question: str = question_turn("{type}")
     """The words of a question, with {type} where the type or its description comes."""
     draft: int = 0
-    """Tokens that each step guesses to be copied from the passage: 2 to 4 are quicker for one text (latency), and slower
-    for many. Answers stay the same."""
+    """Tokens that each step guesses to be copied from the passage: 2 to 4 are quicker for one text (latency), and
+    slower for many. Answers stay the same."""
     noun: Noun | None = None
     """What the prompt calls the passage, unless as the model's training recorded it, or else "text"; models of the
     released trainer were tuned on "paragraph"."""
