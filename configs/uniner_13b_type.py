@@ -4,7 +4,7 @@ LLaMA-13B, all weights, on the entity types of Pile-NER: UniNER-13B-type. Everyt
 in uniner_7b_type.
 
 Hardware: h100x8, or v5e:8x8 with --gradient-accumulation 1. MODEL is LLaMA-13B (a Hugging Face directory).
-Memory: 34.0 GiB of each H100 (compiled, not run: uner plan configs/uniner_13b_type.py --topology h100x8).
+Memory: 34.1 GiB of each H100 (compiled, not run: uner plan configs/uniner_13b_type.py --topology h100x8).
 Paper: zero-shot F1 55.6 on CrossNER and MIT, 43.4 over 43 data sets (arXiv 2308.03279).
 """
 

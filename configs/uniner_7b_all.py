@@ -5,7 +5,7 @@ of data_prep.tfrecords over the conversations of Pile-NER and of data_prep.bio -
 set, at most 10,000 sentences of each (--limit).
 
 Hardware: v5e:4x4, or h100x8 with --gradient-accumulation 8. MODEL is LLaMA-7B (a Hugging Face directory).
-Memory: that of uniner_7b_type, whose step it is: 10.8 GiB of each chip of v5e:4x4.
+Memory: that of uniner_7b_type, whose step it is: 9.9 GiB of each chip of v5e:4x4.
 Paper: F1 61.8 on CrossNER and MIT with 40 supervised sets (arXiv 2308.03279).
 """
 

@@ -4,7 +4,7 @@ LLaMA-7B, all weights, on entity types that are described in a sentence: UniNER-
 uniner_7b_type.
 
 Hardware: v5e:4x4, or h100x8 with --gradient-accumulation 8. MODEL is LLaMA-7B (a Hugging Face directory).
-Memory: that of uniner_7b_type, whose step it is: 10.8 GiB of each chip of v5e:4x4.
+Memory: that of uniner_7b_type, whose step it is: 9.9 GiB of each chip of v5e:4x4.
 Paper: takes paraphrased types better than UniNER-7B-type does (arXiv 2308.03279).
 """
 

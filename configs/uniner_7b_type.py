@@ -5,7 +5,7 @@ conversations of at most 1,024 tokens a step are about 64 full rows of 2,048.
 
 Hardware: v5e:4x4, or h100x8. MODEL is LLaMA-7B (a Hugging Face directory). If `uner plan` has to do
 without it, it takes the sizes from here.
-Memory: 10.8 GiB of each chip of v5e:4x4, 18.2 of each H100 with --gradient-accumulation 8 (compiled, not run: uner plan
+Memory: 9.9 GiB of each chip of v5e:4x4, 18.2 of each H100 with --gradient-accumulation 8 (compiled, not run: uner plan
 configs/uniner_7b_type.py --topology v5e:4x4).
 Paper: zero-shot F1 53.4 on CrossNER and MIT, 41.7 over 43 data sets (arXiv 2308.03279).
 """

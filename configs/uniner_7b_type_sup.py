@@ -6,7 +6,7 @@ the conversations of each.
 
 Hardware: v5e:4x4, or h100x8 with --gradient-accumulation 8. MODEL is the run_dir of uniner_7b_type, or the Hugging Face
 directory that was made of it.
-Memory: that of uniner_7b_type, whose step it is: 10.8 GiB of each chip of v5e:4x4.
+Memory: that of uniner_7b_type, whose step it is: 9.9 GiB of each chip of v5e:4x4.
 Paper: mean F1 84.8 on 20 supervised sets (arXiv 2308.03279).
 """
 
