@@ -12,14 +12,12 @@ one of the Hugging Face directory, not the stack of all layers that a checkpoint
 
 import filecmp
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Literal
 
 import tyro
+from peak_memory import run_apart
 
 from uner_jax.command import run_command
 from uner_jax.records import InputError
@@ -59,35 +57,18 @@ write_hf_tensors(Drawn(config), Tokenizer(backend, None, 0, 0, False), Path(sys.
 """
 
 CONVERT = """
-import json, sys, threading, time
+import json, sys
 from pathlib import Path
 import jax
 import transformers
+from peak_memory import PeakMemory
 from uner_jax.weights import convert
 from uner_jax.weights.load import open_tensors
 jax.block_until_ready(jax.device_put(1.0))
-
-def resident():
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-    return int(lines["RssAnon"].split()[0]) * 1024
-
-before, peak, working = resident(), 0, True
-
-def watch():
-    global peak
-    while working:
-        peak = max(peak, resident())
-        time.sleep(0.002)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-started = time.perf_counter()
 source, destination, dtype = Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
-print(getattr(convert, sys.argv[1])(source, destination, dtype), file=sys.stderr)
-seconds = time.perf_counter() - started
-working = False
-watcher.join()
-print(json.dumps({"peak": peak - before, "seconds": seconds}))
+with PeakMemory() as memory:
+    print(getattr(convert, sys.argv[1])(source, destination, dtype), file=sys.stderr)
+print(json.dumps({"peak": memory.peak, "seconds": memory.seconds}))
 """
 
 
@@ -99,17 +80,17 @@ def conversion_memory(gigabytes: float = 4.0, dtype: Literal["bfloat16", "float3
         dtype: Dtype that both conversions write; the directory is in bfloat16.
     """
     layers = max(1, round((gigabytes * GB / 2 - 2 * 32_000 * 2048) / (4 * 2048 * 2048 + 3 * 2048 * 5504)))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = {"JAX_PLATFORMS": "cpu"}
     with tempfile.TemporaryDirectory() as temporary:
         first, checkpoint, second = (Path(temporary, name) for name in ("first", "checkpoint", "second"))
-        _run(WRITE, [str(first), str(layers)], environment)
+        run_apart(WRITE, [str(first), str(layers)], environment)
         size = sum(path.stat().st_size for path in first.glob("*.safetensors"))
         largest = 32_000 * 2048 * (2 if dtype == "bfloat16" else 4)
         print(
             f"{size / GB:.2f} GB in bfloat16, {layers} layers; the largest tensor has {largest / GB:.3f} GB in {dtype}"
         )
         for name, source, target in (("convert_from_hf", first, checkpoint), ("convert_to_hf", checkpoint, second)):
-            found = json.loads(_run(CONVERT, [name, str(source), str(target), dtype], environment))
+            found = json.loads(run_apart(CONVERT, [name, str(source), str(target), dtype], environment))
             print(
                 f"{name}: peak {found['peak'] / GB:.3f} GB over the imports, {found['peak'] / largest:.2f} times the "
                 f"largest tensor; {size / GB / found['seconds']:.2f} GB/s of the directory, {found['seconds']:.0f} s"
@@ -124,15 +105,6 @@ def _compare(first: Path, second: Path) -> None:
     if different or missing:
         raise InputError(f"not the same weights after both conversions: {different + missing}")
     print("both directories hold the same bytes")
-
-
-def _run(script: str, arguments: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"a process of the benchmark left with {done.returncode}")
-    return done.stdout
 
 
 def main(arguments: list[str]) -> None:

@@ -10,16 +10,13 @@ themselves and of what is beside them. The largest tensor is that of the file, i
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 import tyro
+from peak_memory import run_apart
 
 from uner_jax.command import run_command
-from uner_jax.records import InputError
 
 GB = 10**9
 
@@ -49,39 +46,21 @@ write_json(directory / "model.safetensors.index.json", {"weight_map": weight_map
 """
 
 LOAD = """
-import json, resource, sys, threading, time
+import json, sys
 import jax
+from peak_memory import PeakMemory
 from uner_jax.mesh import make_mesh
 from uner_jax.model.parameters import flatten
 from uner_jax.weights import load_model
 mesh = make_mesh(1, 4, 2)
 jax.block_until_ready(jax.device_put(1.0))
-
-def resident():
-    # of the process alone: pages of the mapped files are the system's to take back.
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)
-    return int(lines["RssAnon"].split()[0]) * 1024
-
-before, peak, loading = resident(), 0, True
-
-def watch():
-    global peak
-    while loading:
-        peak = max(peak, resident())
-        time.sleep(0.002)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-started = time.perf_counter()
-model = load_model(sys.argv[1], sys.argv[2], mesh)
-jax.block_until_ready(model)
-seconds = time.perf_counter() - started
-loading = False
-watcher.join()
+with PeakMemory() as memory:
+    model = load_model(sys.argv[1], sys.argv[2], mesh)
+    jax.block_until_ready(model)
 config = model.config
 tensor = model.compute_dtype.itemsize * config.hidden_size * max(config.vocab_size, config.intermediate_size)
 sizes = [leaf.nbytes for leaf in flatten(model).values()]
-print(json.dumps({"peak": peak - before, "model": sum(sizes), "largest": tensor, "seconds": seconds}))
+print(json.dumps({"peak": memory.peak, "model": sum(sizes), "largest": tensor, "seconds": memory.seconds}))
 """
 
 
@@ -92,27 +71,18 @@ def loading_memory(gigabytes: float = 2.0) -> None:
         gigabytes: Size of the checkpoint, in 10^9 bytes.
     """
     layers = max(1, round(gigabytes * GB / 2 / (4 * 2048 * 2048 + 3 * 2048 * 5504)))
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
+    environment = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "8"}
     with tempfile.TemporaryDirectory() as directory:
-        _run(WRITE, [directory, str(layers)], environment)
+        run_apart(WRITE, [directory, str(layers)], environment)
         size = sum(path.stat().st_size for path in Path(directory).iterdir())
         print(f"checkpoint: {size / GB:.2f} GB in bfloat16, {layers} layers, on a mesh of 1 x 4 x 2 simulated devices")
         for dtype in ("bfloat16", "float32"):
-            found = json.loads(_run(LOAD, [directory, dtype], environment))
+            found = json.loads(run_apart(LOAD, [directory, dtype], environment))
             beside = (found["peak"] - found["model"]) / found["largest"]
             print(
                 f"{dtype}: parameters {found['model'] / GB:.2f} GB, peak {found['peak'] / GB:.2f} GB: beside them "
                 f"{beside:.2f} times the largest tensor of {found['largest'] / GB:.3f} GB, in {found['seconds']:.0f} s"
             )
-
-
-def _run(script: str, arguments: list[str], environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], env=environment, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if done.returncode:
-        raise InputError(f"a process of the benchmark left with {done.returncode}")
-    return done.stdout
 
 
 def main(arguments: list[str]) -> None:
