@@ -246,14 +246,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_directory(path.parent)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_directory(directory: Path) -> None:
-    # after a crash of the machine the new name may else be gone, though later files are there.
-    descriptor = os.open(directory, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Bring a file's bytes, or a directory's names, to the disk: after a crash of the machine they may else be gone."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

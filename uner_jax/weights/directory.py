@@ -1,12 +1,11 @@
 """A directory that appears under its name when all of it is written, and not before."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from uner_jax.records import InputError
+from uner_jax.records import InputError, sync
 
 # what a directory of weights needs beside them: a tokenizer, configs, the file system's own blocks.
 BESIDE = 64 * 2**20
@@ -46,16 +45,8 @@ def whole_directory(directory: Path, needed: int = 0) -> Iterator[Path]:
     try:
         yield partial
         for file in partial.rglob("*"):
-            _sync(file)
+            sync(file)
         partial.rename(directory)
+        sync(directory.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    # after a crash of the machine the name may else be there, and the bytes not.
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
