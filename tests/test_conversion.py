@@ -23,6 +23,7 @@ from tokenizers import pre_tokenizers
 from uner_jax.extraction.engine import Engine
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.extraction.options import Options
+from uner_jax.inspection.path import inspect
 from uner_jax.model.config import RopeScaling
 from uner_jax.model.parameters import abstract_model, flatten, unflatten
 from uner_jax.records import InputError, write_json
@@ -277,6 +278,14 @@ def test_a_gguf_has_the_tokenizer(name, llama_tokenizer_path, tmp_path, shared_d
     read = load_tokenizer(tmp_path / "words.gguf")
     assert (read.bos_id, read.eos_id, read.adds_bos) == (tokenizer.bos_id, tokenizer.eos_id, tokenizer.adds_bos)
     assert len(texts) > 100 and read.encode_batch(texts) == tokenizer.encode_batch(texts)
+
+
+def test_a_gguf_tells_the_words_and_the_licence_that_it_was_made_with(tok512, tmp_path):
+    write_hf(random_model(), tok512, tmp_path / "hf", origin=Origin(noun="paragraph"), card=Card(license="apache-2.0"))
+    convert_to_gguf(tmp_path / "hf", tmp_path / "model.gguf", "float32")
+    found = read_origin(tmp_path / "model.gguf")
+    assert (found.noun, found.license) == ("paragraph", "apache-2.0")
+    assert inspect(tmp_path / "model.gguf")["template"] == {"noun": "paragraph", "chat_template": True}
 
 
 FAMILIES = {

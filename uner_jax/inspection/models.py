@@ -10,14 +10,13 @@ import numpy as np
 
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer
-from uner_jax.weights.chat import TEMPLATE_NAME
 from uner_jax.weights.checkpoint import read_metadata
 from uner_jax.weights.checkpoint_tensors import CheckpointTensors
 from uner_jax.weights.gguf import GGUFTensors
 from uner_jax.weights.hf import HFTensors
 from uner_jax.weights.json_object import read_object
 from uner_jax.weights.load import load_model_tokenizer
-from uner_jax.weights.origin import read_origin
+from uner_jax.weights.origin import read_origin, read_template
 from uner_jax.weights.peft import CONFIG_NAME, WEIGHTS_NAME
 from uner_jax.weights.tensor_file import TensorFile
 from uner_jax.weights.tensors import check_tensors
@@ -134,7 +133,7 @@ def _words(path: Path) -> Facts:
         facts = {"tokenizer": {"problem": facts["problem"]}}
     origin = _tried(lambda: {"origin": read_origin(path)}).get("origin")
     if origin is not None:
-        facts["template"] = {"noun": origin.noun, "chat_template": (path / TEMPLATE_NAME).is_file()}
+        facts["template"] = {"noun": origin.noun, "chat_template": read_template(path) is not None}
     return facts
 
 

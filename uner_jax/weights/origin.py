@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from uner_jax.gguf_file import read_gguf_head
 from uner_jax.records import InputError
 from uner_jax.template import Noun
 from uner_jax.weights.chat import TEMPLATE_NAME, noun_of
@@ -38,13 +39,13 @@ UNKNOWN = Origin()
 
 
 def read_origin(path: Path) -> Origin:
-    """What the path tells of itself: a run, one of its checkpoints, a checkpoint of `uner convert`, or an HF directory.
+    """What the path tells of itself: a run, a checkpoint, a Hugging Face directory, or a GGUF file.
 
-    Raises InputError where a checkpoint or a run's config.json is damaged.
+    Raises InputError where a checkpoint, a run's config.json or a file is damaged.
     """
     checkpoint = checkpoint_directory(path)
     if checkpoint is None:
-        return Origin(str(path), _noun(path), license=_license(path))
+        return Origin(str(path), noun_of(read_template(path) or ""), license=_license(path))
     metadata = read_metadata(checkpoint)
     noun = metadata.get("template", {}).get("noun", "text")
     recorded = metadata.get("origin", {})
@@ -75,14 +76,24 @@ def _license_of_base(base: str) -> str:
         return ""
 
 
-def _noun(directory: Path) -> Noun:
-    template = directory / TEMPLATE_NAME
-    return noun_of(template.read_text(encoding="utf-8", errors="replace")) if template.is_file() else "text"
+def read_template(path: Path) -> str | None:
+    """The chat template of a Hugging Face directory or a GGUF file; None if it has none."""
+    if path.is_file():
+        return _gguf_text(path, "tokenizer.chat_template") or None
+    template = path / TEMPLATE_NAME
+    return template.read_text(encoding="utf-8", errors="replace") if template.is_file() else None
 
 
-def _license(directory: Path) -> str:
-    """The licence in the front matter of the directory's model card."""
-    card = directory / CARD_NAME
+def _gguf_text(path: Path, field: str) -> str:
+    text = read_gguf_head(path).fields.get(field)
+    return text if isinstance(text, str) else ""
+
+
+def _license(path: Path) -> str:
+    """The licence in the front matter of the directory's model card, or in the GGUF file."""
+    if path.is_file():
+        return _gguf_text(path, "general.license")
+    card = path / CARD_NAME
     if not card.is_file():
         return ""
     with card.open(encoding="utf-8", errors="replace") as file:
