@@ -18,8 +18,8 @@ import tyro
 from uner_jax.command import run_command
 from uner_jax.mesh import start_distributed
 from uner_jax.records import InputError
-from uner_jax.training.config import EvaluationConfig, TrainConfig
-from uner_jax.training.loop import train
+from uner_jax.training.config import TrainConfig
+from uner_jax.training.loop import prompt_noun, train
 from uner_jax.training.validation import Score
 
 
@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(2)
     start_distributed()
     config = read_config(load_recipe(arguments[0]), f"train.py {arguments[0]}", arguments[1:])
-    train(config, _score(config.evaluation))
+    train(config, _score(config))
 
 
 def read_config(recipe: TrainConfig, program: str, arguments: list[str]) -> TrainConfig:
@@ -41,13 +41,14 @@ def read_config(recipe: TrainConfig, program: str, arguments: list[str]) -> Trai
     return tyro.cli(TrainConfig, prog=program, description=__doc__, default=recipe, args=arguments, config=flags)
 
 
-def _score(config: EvaluationConfig) -> Score | None:
+def _score(config: TrainConfig) -> Score | None:
     """The F1 that the recipe asks for."""
-    if not config.questions:
+    asked = config.evaluation
+    if not asked.questions:
         return None
     from uner_jax.evaluation.run import sampled_f1
 
-    return sampled_f1(Path(config.questions), config.sample, config.max_new_tokens)
+    return sampled_f1(Path(asked.questions), asked.sample, asked.max_new_tokens, prompt_noun(config))
 
 
 def load_recipe(path: str) -> TrainConfig:

@@ -255,17 +255,20 @@ def test_the_sample_is_scored_by_the_published_protocol(recipe, monkeypatch):
     path = Path(recipe.data.dir).parent / "questions.jsonl"
     drawn = []
 
-    def answers(engine, tokenizer, questions):
+    def answers(engine, tokenizer, questions, noun):
+        assert noun == wanted
         drawn.append([question.id for question in questions])
         return [question.gold for question in questions] if len(drawn) < 3 else ["[]"] * len(questions)
 
     monkeypatch.setattr(evaluation, "written_answers", answers)
-    score = evaluation.sampled_f1(path, 10, 4)
+    wanted = "paragraph"
+    score = evaluation.sampled_f1(path, 10, 4, wanted)
     tokenizer = types.SimpleNamespace(eos_id=2, encode_batch=lambda texts: [[5] * len(text) for text in texts])
     model = abstract_model(dataclasses.replace(SMALL, vocab_size=512))
     assert score(model, tokenizer) == score(model, tokenizer) == pytest.approx(1.0)
     assert score(model, tokenizer) == 0.0
     assert drawn[0] == drawn[1] and len(set(drawn[0])) == 10
+    wanted = "text"
     assert evaluation.sampled_f1(path, 1000, 4)(model, tokenizer) == 0.0 and len(drawn[-1]) == 35
 
 

@@ -66,9 +66,9 @@ def make_engine(model: Llama, tokenizer: Tokenizer, answering: Answering) -> Eng
     return Engine(model, tokenizer.eos_id, answering.batch_size, answering.max_new_tokens, draft)
 
 
-def written_answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question]) -> list[str]:
+def written_answers(engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun) -> list[str]:
     """The answers in the order of the questions; "" to a question without room for one."""
-    found = {place: entry["prediction"] for place, entry in _answer(engine, tokenizer, questions)}
+    found = {place: entry["prediction"] for place, entry in _answer(engine, tokenizer, questions, noun)}
     return [found[place] for place in range(len(questions))]
 
 
@@ -92,7 +92,7 @@ def _generations(
 
 
 def _answer(
-    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun = "text"
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], noun: Noun
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     for place, generation in _generations(engine, tokenizer, questions, noun):
         if generation is None:

@@ -18,6 +18,7 @@ from uner_jax.evaluation.scorers import published_score
 from uner_jax.evaluation.settings import Answering, Asking, DataSet
 from uner_jax.model.llama import Llama
 from uner_jax.records import write_json, write_rows
+from uner_jax.template import Noun
 from uner_jax.tokenizer import Tokenizer
 
 PREDICTIONS, REPORT, PAGE = "predictions.jsonl", "report.json", "index.html"
@@ -79,17 +80,20 @@ def _judged(rows: Sequence[Row]) -> tuple[list[float], list[bool]]:
 
 
 def sampled_f1(
-    path: Path, sample: int, max_new_tokens: int, batch_size: int = 32
+    path: Path, sample: int, max_new_tokens: int, noun: Noun = "text"
 ) -> Callable[[Llama, Tokenizer], float]:
-    """The published F1, in 0..1, of a model on questions of a file: `sample` of them, drawn once and uniformly."""
+    """The published F1, in 0..1, of a model on questions of a file: `sample` of them, drawn once and uniformly.
+
+    `noun` is what the prompts of training call the passage.
+    """
     questions = read_questions(DataSet(path.stem, path))
     drawn = np.random.default_rng(0).choice(len(questions), min(sample, len(questions)), replace=False)
     asked = [questions[place] for place in sorted(drawn)]
-    answering = Answering(batch_size=batch_size, max_new_tokens=max_new_tokens)
+    answering = Answering(max_new_tokens=max_new_tokens)
 
     def score(model: Llama, tokenizer: Tokenizer) -> float:
         engine = make_engine(model, tokenizer, answering)
-        answers = written_answers(engine, tokenizer, asked)
+        answers = written_answers(engine, tokenizer, asked, noun)
         return published_score(answers, [question.gold for question in asked])["f1"]
 
     return score

@@ -86,7 +86,7 @@ def _train(config: TrainConfig, score: Score | None) -> None:
         step_fn = compile_ahead(step_fn, config, abstract, rows, mesh)
         state = first_state(config, abstract, optimizer, mesh, saved)
         losses = validation_losses(read_metrics(run_dir))
-        noun = _noun(config)
+        noun = prompt_noun(config)
         checkpoints = Checkpoints(run_dir, config.checkpoint, tokenizer, data_state, noun, adapter, losses)
         data = batches(
             rows, config.seed, config.data.batch_size, done, host=jax.process_index(), hosts=jax.process_count()
@@ -146,7 +146,7 @@ def _matching_version(config: TrainConfig, tokenizer: Tokenizer) -> str:
     return f"build it with --tokenizer {config.model.source}"
 
 
-def _noun(config: TrainConfig) -> Noun:
+def prompt_noun(config: TrainConfig) -> Noun:
     """What the prompts of the data set call the passage."""
     built = built_metadata(Path(config.data.dir), config.data.name) or {}
     return SCHEME_NOUN[built.get("scheme", "whole")]
