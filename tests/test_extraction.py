@@ -177,8 +177,7 @@ def test_right_guesses_save_steps(monkeypatch):
     short = [request for request in requests() if len(request.context) < LONGEST // 2][:4]
     repeating = list({request.context: request for request in short}.values())
     answers = [generate([request], eos)[0].tokens for request in repeating]
-    monkeypatch.setattr(Answer, "copied", lambda self, count: known[self.branch.context][len(self.tokens) :][:count])
-    known = {request.context: answer for request, answer in zip(repeating, answers, strict=True)}
+    monkeypatch.setattr(Answer, "copied", lambda self, count: answer[len(self.tokens) :][:count])
     write = DecodePool.write_copying
     monkeypatch.setattr(DecodePool, "write_copying", lambda pool, count: steps.append(1) or write(pool, count))
     for request, answer in zip(repeating, answers, strict=True):

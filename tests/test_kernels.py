@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -52,12 +52,24 @@ def random_qkv(rows, length, heads, kv_heads, width):
     return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
 
 
+@cache
+def compiled(attend):
+    def total(qkv, weights, segment_ids):
+        real = (segment_ids > 0)[..., None, None].astype(jnp.float32)
+        return jnp.sum(attend(*qkv, segment_ids) * weights * real)
+
+    return jax.jit(jax.value_and_grad(total))
+
+
 def outcome(attend, qkv, weights, segment_ids):
     """A sum over the tokens that are no padding, and its gradients."""
-    real = (segment_ids > 0)[..., None, None].astype(np.float32)
-    return jax.jit(
-        jax.value_and_grad(lambda q, k, v: jnp.sum(attend(q, k, v, segment_ids) * weights * real), (0, 1, 2))
-    )(*qkv)
+    return compiled(attend)(qkv, weights, segment_ids)
+
+
+def assert_same_outcome(found, wanted):
+    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-3)
+    for x, y in zip(found[1], wanted[1], strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-5)
 
 
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 128), (4, 2, 64), (3, 1, 64)])
@@ -65,9 +77,31 @@ def test_splash_attention_is_the_reference_on_packed_rows(heads, kv_heads, width
     *qkv, weights = random_qkv(2, 256, heads, kv_heads, width)
     segment_ids = packed(2, 256)
     found, wanted = (outcome(attend, qkv, weights, segment_ids) for attend in (SPLASH, causal_attention))
-    np.testing.assert_allclose(found[0], wanted[0], rtol=1e-4, atol=1e-3)
-    for x, y in zip(found[1], wanted[1], strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-5)
+    assert_same_outcome(found, wanted)
+
+
+def dense(q_BTHDh, k_BTKDh, v_BTKDh, segment_ids_BT):
+    """The plain formula over all pairs of tokens."""
+    groups = q_BTHDh.shape[2] // k_BTKDh.shape[2]
+    k_BTHDh, v_BTHDh = (jnp.repeat(x, groups, axis=2) for x in (k_BTKDh, v_BTKDh))
+    scores_BHTS = jnp.einsum("bthd,bshd->bhts", q_BTHDh, k_BTHDh) * q_BTHDh.shape[-1] ** -0.5
+    places = np.arange(q_BTHDh.shape[1])
+    seen_BTS = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None]) & (places[:, None] >= places)
+    weights_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], scores_BHTS, -jnp.inf), axis=-1)
+    return jnp.einsum("bhts,bshd->bthd", weights_BHTS, v_BTHDh)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([300, 768]), st.lists(st.lists(st.integers(1, 500), max_size=12), min_size=2, max_size=2))
+def test_rows_of_many_blocks_see_what_the_plain_formula_sees(length, lengths):
+    """Whatever blocks the segments span: one the whole row, many in a block, or ones that end where a block does."""
+    segment_ids = np.zeros((2, length), np.int32)
+    for row, sizes in zip(segment_ids, lengths, strict=True):
+        numbered = np.repeat(np.arange(1, len(sizes) + 1), sizes)[:length]
+        row[: len(numbered)] = numbered
+    *qkv, weights = random_qkv(2, length, 2, 1, 8)
+    found, wanted = (outcome(attend, qkv, weights, segment_ids) for attend in (causal_attention, dense))
+    assert_same_outcome(found, wanted)
 
 
 def test_a_row_without_segment_ids_is_one_segment():

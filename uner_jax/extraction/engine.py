@@ -8,6 +8,7 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import takewhile
 from typing import Protocol
 
 import jax
@@ -176,17 +177,25 @@ class Engine:
         return len(request.context) + len(request.question) < self._draft.longest
 
     def _trees(self, requests: Sequence[Request]) -> list[Tree]:
-        """A context with all that is asked of it, each question once a request."""
+        """A context with all that is asked of it, each question once a request.
+
+        What its questions begin with alike is read with the context.
+        """
         by_context: dict[Ids, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             if not self.fits(request):
                 length, longest = len(request.context) + len(request.question), self._draft.longest
                 raise InputError(f"a prompt of {length} tokens leaves no room for an answer: the model reads {longest}")
             by_context[request.context].append(place)
-        return [
-            Tree(context, tuple(requests[place].question for place in places), tuple(places))
-            for context, places in by_context.items()
-        ]
+        trees = []
+        for context, places in by_context.items():
+            questions = [requests[place].question for place in places]
+            alike = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*questions, strict=False)))
+            # but for a token of each, behind which its answer stands.
+            shared = min(alike, min(map(len, questions)) - 1)
+            trunk = context + questions[0][:shared]
+            trees.append(Tree(trunk, tuple(question[shared:] for question in questions), tuple(places)))
+        return trees
 
     def _over(self, answer: Answer) -> bool:
         """Whether the answer has ended or is at a limit; what was read of it at once may go beyond."""

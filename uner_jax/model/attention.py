@@ -1,6 +1,7 @@
 """Softmax attention with grouped heads: the reference, for every platform."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from uner_jax.model.cache import Pool
 # H query heads, K kv heads, G = H // K, Dh head width
 
 # Long rows are attended to in blocks of queries: a block sees no key behind its end, which halves the
-# work, and its scores stay in a CPU's cache.
+# work, none before its first segment, and its scores stay in a CPU's cache.
 BLOCK = 128
 # Added to a score that is not to count: far below any, and far from the end of float32.
 MASKED = -1e30
@@ -20,14 +21,17 @@ MASKED = -1e30
 def causal_attention(
     q_BTHDh: jax.Array, k_BTKDh: jax.Array, v_BTKDh: jax.Array, segment_ids_BT: jax.Array | None = None
 ) -> jax.Array:
-    """Attention of each token to itself and those before it, of its own segment: (B, T, H, Dh)."""
+    """Attention of each token to itself and those before it, of its own segment: (B, T, H, Dh).
 
-    def together(queries: slice, keys: slice) -> jax.Array | None:
-        if segment_ids_BT is None:
-            return None
+    The tokens of a segment stand together in their row.
+    """
+    if segment_ids_BT is None:
+        return _in_blocks(q_BTHDh, k_BTKDh, v_BTKDh)
+
+    def together(queries: slice, keys: slice) -> jax.Array:
         return segment_ids_BT[:, queries, None] == segment_ids_BT[:, None, keys]
 
-    return _in_blocks(q_BTHDh, k_BTKDh, v_BTKDh, together)
+    return _in_blocks(q_BTHDh, k_BTKDh, v_BTKDh, together, _starts(segment_ids_BT))
 
 
 def branching_attention(
@@ -43,31 +47,49 @@ def branching_attention(
         branch_B1S = branches_BT[:, None, keys]
         return tree & ((branch_B1S == 0) | (branches_BT[:, queries, None] == branch_B1S))
 
-    return _in_blocks(q_BTHDh, k_BTKDh, v_BTKDh, together)
+    return _in_blocks(q_BTHDh, k_BTKDh, v_BTKDh, together, _starts(trees_BT))
+
+
+def _starts(ids_BT: jax.Array) -> jax.Array:
+    """Where the run of equal ids that a token stands in begins: (B, T)."""
+    is_first_BT = jnp.concatenate([jnp.ones_like(ids_BT[:, :1], bool), ids_BT[:, 1:] != ids_BT[:, :-1]], axis=1)
+    return jax.lax.cummax(jnp.where(is_first_BT, jnp.arange(ids_BT.shape[1]), jnp.zeros((), int)), axis=1)
 
 
 def _in_blocks(
     q_BTHDh: jax.Array,
     k_BTKDh: jax.Array,
     v_BTKDh: jax.Array,
-    together: Callable[[slice, slice], jax.Array | None],
+    together: Callable[[slice, slice], jax.Array] | None = None,
+    starts_BT: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention of each token to itself and those before it that are `together` with it."""
+    """Attention of each token to itself and those before it that are `together` with it, none before its start."""
     batch, length, heads, width = q_BTHDh.shape
     kv_heads = k_BTKDh.shape[2]
     q_BTKGDh = (q_BTHDh * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width)
     # heads first, once for all blocks: what a product contracts is beside it in memory.
     q_BKGTDh, k_BKTDh, v_BKTDh = q_BTKGDh.transpose(0, 2, 3, 1, 4), k_BTKDh.swapaxes(1, 2), v_BTKDh.swapaxes(1, 2)
     order_T = jnp.arange(length)
-    mixed = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        mask = order_T[start:end, None] >= order_T[:end]
+
+    def attend(queries: slice, keys: slice, q_BKGTDh: jax.Array, k_BKTDh: jax.Array, v_BKTDh: jax.Array) -> jax.Array:
+        mask = order_T[queries, None] >= order_T[keys]
         mask_BTS = jnp.broadcast_to(mask, (batch, *mask.shape))
-        allowed_BTS = together(slice(start, end), slice(end))
-        if allowed_BTS is not None:
-            mask_BTS &= allowed_BTS
-        mixed.append(_mix(q_BKGTDh[:, :, :, start:end], k_BKTDh[:, :, :end], v_BKTDh[:, :, :end], mask_BTS))
+        if together is not None:
+            mask_BTS &= together(queries, keys)
+        return _mix(q_BKGTDh[:, :, :, queries], k_BKTDh[:, :, keys], v_BKTDh[:, :, keys], mask_BTS)
+
+    mixed = []
+    for block, start in enumerate(range(0, length, BLOCK)):
+        queries = slice(start, min(start + BLOCK, length))
+        spans = [1 << power for power in range(block.bit_length())] + [block + 1]
+        reaches = [partial(attend, queries, slice((block + 1 - span) * BLOCK, queries.stop)) for span in spans]
+        if starts_BT is None or len(spans) == 1:
+            mixed.append(reaches[-1](q_BKGTDh, k_BKTDh, v_BKTDh))
+            continue
+        needed = block + 1 - jnp.min(starts_BT[:, start]) // BLOCK
+        reach = jnp.searchsorted(jnp.asarray(spans), needed)
+        # its own checkpoint: what all reaches would keep for the way back is more to write than to compute again.
+        mixed.append(jax.lax.switch(reach, [jax.checkpoint(f) for f in reaches], q_BKGTDh, k_BKTDh, v_BKTDh))
     return jnp.concatenate(mixed, axis=3).transpose(0, 3, 1, 2, 4).reshape(q_BTHDh.shape).astype(q_BTHDh.dtype)
 
 
