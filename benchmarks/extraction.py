@@ -1,15 +1,23 @@
-"""Extraction beside transformers' `generate`: the same weights, passages and questions, in one run.
+"""Extraction beside other runtimes: the same weights, passages and questions, in one run.
 
 pip install torch && python benchmarks/extraction.py --model DIR --questions CrossNER_AI.json --passages 100
 python benchmarks/extraction.py --model DIR --questions CrossNER_AI.json --curves
 
-Hardware: two CPU cores, 8 GB, a quarter of an hour for 100 passages. Reaches: see benchmarks/results.md.
+Others than transformers take part when their copy of the model is named: --onnx ONNX --openvino OPENVINO --gguf FILE
 
-transformers gets its questions sorted by length, in batches, padded on the left; each side is warmed up on other
-passages first. The sides take turns over groups of passages, and what is compared is CPU time, because the machine may
-be busy; wall time is beside it. Answers must be equal, token for token, but for ties: where they are not, the gap
-between the two tokens' logits is printed. The curves are of our side alone: the cost of a passage with more types, and
-of longer passages.
+pip install onnx-ir onnxruntime-genai openvino-genai xllamacpp
+python -m onnxruntime_genai.models.builder -m DIR -o ONNX -p fp32 -e cpu -c CACHE --extra_options prune_lm_head=true
+optimum-cli export openvino -m DIR --task text-generation-with-past --weight-format fp32 OPENVINO
+uner convert to-gguf DIR FILE --dtype float32
+
+optimum-cli is of optimum-intel, which needs an older transformers: in an environment of its own.
+
+Hardware: two CPU cores, 10 GB, half an hour for 100 passages with all sides. Reaches: see benchmarks/results.md.
+
+benchmarks/peers.py has how each is used. Each side is warmed up on other passages first. The sides take turns over
+groups of passages, and what is compared is CPU time, because the machine may be busy; wall time is beside it. Answers
+must be equal, token for token, but for ties: where they are not, the gap between the two tokens' logits is printed, by
+transformers. The curves are of our side alone: the cost of a passage with more types, and of longer passages.
 """
 
 import itertools
@@ -17,9 +25,10 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import tyro
+from peers import BATCH, LlamaCpp, Onnx, OpenVino, OpenVinoCached, Transformers
 
 from uner_jax.command import keep_programs, run_command
 from uner_jax.evaluation.questions import Question, read_questions
@@ -36,9 +45,10 @@ from uner_jax.template import (
 from uner_jax.weights import load_model, load_model_tokenizer
 
 GROUP = 20
-BATCH = 32
 TYPES = (1, 4, 16, 64, 256)
 LENGTHS = (1, 2, 4)
+
+Side = Callable[[Sequence[Request]], list[list[int]]]
 
 
 class Cost(NamedTuple):
@@ -54,17 +64,25 @@ def extraction(
     passages: int = 100,
     max_new_tokens: int = 64,
     dtype: Literal["float32", "bfloat16"] = "float32",
+    transformers: bool = True,
+    onnx: str | None = None,
+    openvino: str | None = None,
+    gguf: str | None = None,
     curves: bool = False,
 ) -> None:
-    """Answer the same questions on both sides in turn and print the ratio; or our curves alone.
+    """Answer the same questions on all sides in turn and print the ratios; or our curves alone.
 
     Args:
         model: A Hugging Face directory of a fine-tuned model.
         questions: A file of questions in the published form.
         passages: As many of its passages.
         max_new_tokens: The most tokens of an answer.
-        dtype: Dtype of our side; transformers computes in float32.
-        curves: Our cost by types and by length, without the other side.
+        dtype: Dtype of our side; the others compute in float32.
+        transformers: Whether transformers takes part.
+        onnx: The model's directory for onnxruntime-genai.
+        openvino: The model's directory for openvino-genai.
+        gguf: The model's file for llama.cpp.
+        curves: Our cost by types and by length, without the other sides.
     """
     ours = Ours(model, dtype, max_new_tokens)
     asked = read_questions(DataSet(questions.stem, questions), Asking(passages + GROUP))
@@ -74,7 +92,15 @@ def extraction(
     groups = _groups(asked, ours)
     if len(groups) < 2:
         raise InputError(f"{questions}: has no more than {GROUP} passages, which warm up")
-    print_pair(ours, Theirs(model, max_new_tokens, ours.eos_id), groups)
+    copies: dict[str, tuple[Callable[[str, int, int], Side], str | None]] = {
+        "transformers": (Transformers, model if transformers else None),
+        "onnxruntime": (Onnx, onnx),
+        "openvino": (OpenVino, openvino),
+        "openvino, cached": (OpenVinoCached, openvino),
+        "llama.cpp": (LlamaCpp, gguf),
+    }
+    peers = {name: peer(copy, max_new_tokens, ours.eos_id) for name, (peer, copy) in copies.items() if copy}
+    print_peers(ours, peers, groups)
 
 
 class Ours:
@@ -96,55 +122,15 @@ class Ours:
         return [[*found[place].tokens, *[self.eos_id] * found[place].ended] for place in range(len(requests))]
 
 
-class Theirs:
-    """transformers with torch, on all cores."""
-
-    def __init__(self, model: str, max_new_tokens: int, eos_id: int):
-        import torch
-        from transformers import AutoModelForCausalLM
-
-        self._torch = torch
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-        self._settings = {"do_sample": False, "max_new_tokens": max_new_tokens, "pad_token_id": eos_id}
-        self._eos_id = eos_id
-
-    def __call__(self, requests: Sequence[Request]) -> list[list[int]]:  # noqa: D102
-        prompts = [[*request.context, *request.question] for request in requests]
-        answers: list[list[int]] = [[] for _ in prompts]
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
-        for places in (order[first : first + BATCH] for first in range(0, len(order), BATCH)):
-            width = max(len(prompts[place]) for place in places)
-            tokens_BT = self._torch.zeros((len(places), width), dtype=self._torch.int64)
-            mask_BT = self._torch.zeros_like(tokens_BT)
-            for row, place in enumerate(places):
-                tokens_BT[row, width - len(prompts[place]) :] = self._torch.tensor(prompts[place])
-                mask_BT[row, width - len(prompts[place]) :] = 1
-            with self._torch.inference_mode():
-                written_BT = self._model.generate(
-                    tokens_BT, attention_mask=mask_BT, eos_token_id=self._eos_id, **self._settings
-                )
-            for row, place in enumerate(places):
-                answer = written_BT[row, width:].tolist()
-                end = answer.index(self._eos_id) + 1 if self._eos_id in answer else len(answer)
-                answers[place] = answer[:end]
-        return answers
-
-    def gap(self, request: Request, ours: Sequence[int], theirs: Sequence[int]) -> float:
-        """How much likelier, in logits, one of the first two different tokens is than the other."""
-        same = next(place for place, (one, other) in enumerate(zip(ours, theirs, strict=False)) if one != other)
-        with self._torch.inference_mode():
-            tokens = self._torch.tensor([[*request.context, *request.question, *ours[:same]]])
-            logits_V = self._model(tokens).logits[0, -1]
-        return abs(float(logits_V[ours[same]] - logits_V[theirs[same]]))
-
-
-def print_pair(ours: Ours, theirs: Theirs, groups: Sequence[Sequence[Request]]) -> None:
-    """Both sides on each group in turn; the first group warms up."""
-    costs: dict[str, list[Cost]] = {"ours": [], "transformers": []}
-    different, questions, empty = [], 0, 0
+def print_peers(ours: Ours, peers: dict[str, Side], groups: Sequence[Sequence[Request]]) -> None:
+    """All sides on each group in turn; the first group warms up."""
+    sides: dict[str, Side] = {"ours": ours, **peers}
+    costs: dict[str, list[Cost]] = {name: [] for name in sides}
+    different: dict[str, list[tuple[Request, list[int], list[int]]]] = {name: [] for name in peers}
+    questions, empty = 0, 0
     for number, group in enumerate(groups):
         answers = {}
-        for name, side in (("ours", ours), ("transformers", theirs)):
+        for name, side in sides.items():
             answers[name], cost = _timed(side, group)
             if number:
                 costs[name].append(cost)
@@ -152,18 +138,25 @@ def print_pair(ours: Ours, theirs: Theirs, groups: Sequence[Sequence[Request]]) 
             continue
         questions += len(group)
         empty += sum(len(answer) <= 2 for answer in answers["ours"])
-        for request, one, other in zip(group, answers["ours"], answers["transformers"], strict=True):
-            if one != other:
-                different.append(theirs.gap(request, one, other))
-        print(f"{number * GROUP} passages: {_ratio(costs):.2f} times", file=sys.stderr)
-    count = GROUP * (len(groups) - 1)
-    for name, values in costs.items():
-        cpu, wall = (sum(column) for column in zip(*values, strict=True))
-        print(f"{name:14} {count / cpu:6.2f} passages a CPU-second  {count / wall:6.2f} a second")
-    print(f"{_ratio(costs):.2f} times transformers by CPU time; {questions:,} questions, {empty / questions:.0%} empty")
-    print(
-        f"{len(different)} answers differ; the gap of their logits: {', '.join(f'{x:.1e}' for x in different) or '-'}"
-    )
+        for name in peers:
+            together = zip(group, answers["ours"], answers[name], strict=True)
+            different[name] += [triple for triple in together if triple[1] != triple[2]]
+        ratios = ", ".join(f"{_sum(costs[name]).cpu / _sum(costs['ours']).cpu:.2f} times {name}" for name in peers)
+        print(f"{number * GROUP} passages: {ratios}", file=sys.stderr)
+    print(f"{questions:,} questions, {empty / questions:.0%} empty")
+    print_costs({name: _sum(values) for name, values in costs.items()}, GROUP * (len(groups) - 1))
+    judge = peers.get("transformers")
+    for name, triples in different.items():
+        gaps = [f"{judge.gap(*triple):.1e}" for triple in triples] if isinstance(judge, Transformers) else []
+        print(f"{name}: {len(triples)} answers differ; the gap of their logits: {', '.join(gaps) or '-'}")
+
+
+def print_costs(costs: dict[str, Cost], passages: int) -> None:
+    """A line a side; the ratios are how many times faster ours is."""
+    print(f"{'':16} passages a CPU-second    a second    ours, by CPU    by wall time")
+    for name, (cpu, wall) in costs.items():
+        ratios = f"{cpu / costs['ours'].cpu:15.2f} {wall / costs['ours'].wall:15.2f}"
+        print(f"{name:16} {passages / cpu:21.2f} {passages / wall:11.2f} {ratios}")
 
 
 def print_curves(ours: Ours, asked: Sequence[Question]) -> None:
@@ -173,7 +166,7 @@ def print_curves(ours: Ours, asked: Sequence[Question]) -> None:
 
     def cost(turns: Sequence[str], count: int) -> float:
         requests = [
-            ours.request(Question("", "", turn, asked[0].acknowledgement, question_turn(label), ""))
+            ours.request(Question("", "", turn, asked[0].acknowledgement, question_turn(label), "", ""))
             for turn in turns
             for label in labels[:count]
         ]
@@ -198,14 +191,14 @@ def _groups(asked: Sequence[Question], ours: Ours) -> list[list[Request]]:
     ]
 
 
-def _timed(side: Callable[[Sequence[Request]], list[list[int]]], requests: Sequence[Request]) -> tuple[list, Cost]:
+def _timed(side: Side, requests: Sequence[Request]) -> tuple[list[list[int]], Cost]:
     cpu, wall = time.process_time(), time.monotonic()
     answers = side(requests)
     return answers, Cost(time.process_time() - cpu, time.monotonic() - wall)
 
 
-def _ratio(costs: dict[str, list[Cost]]) -> float:
-    return sum(cost.cpu for cost in costs["transformers"]) / sum(cost.cpu for cost in costs["ours"])
+def _sum(costs: Sequence[Cost]) -> Cost:
+    return Cost(sum(cost.cpu for cost in costs), sum(cost.wall for cost in costs))
 
 
 def main(arguments: list[str]) -> None:
