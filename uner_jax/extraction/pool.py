@@ -16,7 +16,7 @@ from uner_jax.model.llama import Llama
 # L layers, C prefixes, R rows, A rows that come in, N rows of either kind, S slots, K kv heads, Dh head width,
 # V vocabulary, W words of 32 bits
 
-DECODE_STEPS = 8
+DECODE_STEPS = 4
 # A guess of what is copied needs so many of the last tokens to stand in the context, if it can.
 LONGEST_MATCH = 3
 # Rows that share a prefix; more of them have a copy of it.

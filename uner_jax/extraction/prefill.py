@@ -22,7 +22,7 @@ from uner_jax.model.llama import Llama
 Ids = tuple[int, ...]
 
 SHORTEST_ROW = 64
-ROW = 1024
+ROW = 2048
 # Trees that are packed together.
 LOOK_AHEAD = 128
 # As many places at a time are projected to the vocabulary.

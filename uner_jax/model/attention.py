@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from uner_jax.model.cache import Pool
 
 # B batch, R rows, C prefixes, W sharers of one, P slots of a prefix, T queries, S keys and values,
-# H query heads, K kv heads, G = H // K, Dh head width
+# N = W * G * T, H query heads, K kv heads, G = H // K, Dh head width
 
 # Long rows are attended to in blocks of queries: a block sees no key behind its end, which halves the
 # work, none before its first segment, and its scores stay in a CPU's cache.
@@ -133,10 +133,10 @@ def shared_attention(
     q = (q_RTHDh * width**-0.5).reshape(rows, length, kv_heads, heads // kv_heads, width)
     q_RKGTDh = q.transpose(0, 2, 3, 1, 4)
 
-    shared_CWKGTP = jnp.einsum(
-        "cwkgtd,ckpd->cwkgtp", _by_prefix(q_RKGTDh, pool), keys_CKPDh, preferred_element_type=jnp.float32
+    shared_CKNP = jnp.einsum(
+        "cknd,ckpd->cknp", _by_prefix(q_RKGTDh, pool), keys_CKPDh, preferred_element_type=jnp.float32
     )
-    shared_RKGTP = _by_row(shared_CWKGTP, pool)
+    shared_RKGTP = _by_row(shared_CKNP, q_RKGTDh.shape[1:4], pool)
     own_RKGTS = jnp.einsum("rkgtd,rksd->rkgts", q_RKGTDh, keys_RKSDh, preferred_element_type=jnp.float32)
     lengths_R = pool.lengths_C.at[pool.owners_R].get(mode="clip")
     seen_RP = jnp.arange(keys_CKPDh.shape[2], dtype=lengths_R.dtype) < lengths_R[:, None]
@@ -144,21 +144,26 @@ def shared_attention(
     seen = jnp.concatenate([jnp.broadcast_to(seen_RP[:, None], (rows, length, seen_RP.shape[1])), seen_RTS], axis=-1)
     weights, total = _softmax(jnp.concatenate([shared_RKGTP, own_RKGTS], axis=-1), seen[:, None, None])
     shared, own = jnp.split(weights.astype(q.dtype), [keys_CKPDh.shape[2]], axis=-1)
-    mixed_CWKGTDh = jnp.einsum(
-        "cwkgtp,ckpd->cwkgtd", _by_prefix(shared, pool), values_CKPDh, preferred_element_type=jnp.float32
+    mixed_CKNDh = jnp.einsum(
+        "cknp,ckpd->cknd", _by_prefix(shared, pool), values_CKPDh, preferred_element_type=jnp.float32
     )
-    mixed = _by_row(mixed_CWKGTDh, pool) + jnp.einsum(
+    mixed = _by_row(mixed_CKNDh, q_RKGTDh.shape[1:4], pool) + jnp.einsum(
         "rkgts,rksd->rkgtd", own, values_RKSDh, preferred_element_type=jnp.float32
     )
     return (mixed / total).transpose(0, 3, 1, 2, 4).reshape(q_RTHDh.shape).astype(q_RTHDh.dtype)
 
 
-def _by_prefix(x_R: jax.Array, pool: Pool) -> jax.Array:
-    """What rows have, at the seats of their prefixes: (C, W, ...), zeros where nobody sits."""
-    prefixes = pool.lengths_C.shape[0]
-    empty = jnp.zeros((prefixes, pool.sharers, *x_R.shape[1:]), x_R.dtype)
-    return empty.at[pool.owners_R, pool.seats_R].set(x_R, mode="drop")
+def _by_prefix(x_RKGTX: jax.Array, pool: Pool) -> jax.Array:
+    """What rows have, at the seats of their prefixes, zeros where nobody sits: (C, K, W * G * T, ...)."""
+    prefixes, (_, kv_heads, *_, width) = pool.lengths_C.shape[0], x_RKGTX.shape
+    empty = jnp.zeros((prefixes, pool.sharers, *x_RKGTX.shape[1:]), x_RKGTX.dtype)
+    seated_CWKGTX = empty.at[pool.owners_R, pool.seats_R].set(x_RKGTX, mode="drop")
+    # for the products: CPUs have none in bfloat16 where a head's queries are apart.
+    return seated_CWKGTX.swapaxes(1, 2).reshape(prefixes, kv_heads, -1, width)
 
 
-def _by_row(x_CW: jax.Array, pool: Pool) -> jax.Array:
-    return x_CW.at[pool.owners_R, pool.seats_R].get(mode="clip")
+def _by_row(x_CKNX: jax.Array, shape: tuple[int, ...], pool: Pool) -> jax.Array:
+    """What `_by_prefix` did to rows of that shape (K, G, T), undone: (R, K, G, T, ...)."""
+    kv_heads, groups, length = shape
+    x_CKWGTX = x_CKNX.reshape(-1, kv_heads, pool.sharers, groups, length, x_CKNX.shape[-1])
+    return x_CKWGTX.swapaxes(1, 2).at[pool.owners_R, pool.seats_R].get(mode="clip")
