@@ -113,8 +113,8 @@ def _reading(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
 def _writing(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
     rows, prefixes = ROWS * copies, PREFIXES * copies
     sharing = _key_values(mesh, prefixes, CONTEXT), _integers(prefixes), _integers(rows), _integers(rows)
-    own, column = _key_values(mesh, rows, OWN), _integers(rows)
-    return pool._decode.lower(model, own, sharing, column, column, _integers(), None, pool.DECODE_STEPS)
+    own, now = _key_values(mesh, rows, OWN), (_integers(rows), _integers(rows), jax.ShapeDtypeStruct((rows,), bool))
+    return pool._decode.lower(model, own, sharing, now, _integers(), None, pool.DECODE_STEPS)
 
 
 def _peak(lowered: jax.stages.Lowered) -> int:

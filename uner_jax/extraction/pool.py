@@ -127,8 +127,10 @@ class DecodePool:
             allowed_RW = spread
         last_R = np.array([answer.last if answer else self._eos_id for answer in self._answers], np.int32)
         positions_R = np.array([answer.position if answer else 0 for answer in self._answers], np.int32)
+        empty_R = np.array([answer is None for answer in self._answers])
+        now = last_R, positions_R, empty_R
         self._rows, tokens_RT, log_probs_RT = _decode(
-            self._model, self._rows, self._sharing(), last_R, positions_R, np.int32(self._eos_id), allowed_RW, steps
+            self._model, self._rows, self._sharing(), now, np.int32(self._eos_id), allowed_RW, steps
         )
         written = zip(self._answers, np.asarray(tokens_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True)
         return [(answer, list(zip(*new, strict=True))) for answer, *new in written if answer]
@@ -271,34 +273,37 @@ def _decode(
     model: Llama,
     rows: KeyValues,
     sharing: tuple[KeyValues, jax.Array, jax.Array, jax.Array],
-    last_R: jax.Array,
-    positions_R: jax.Array,
+    now: tuple[jax.Array, jax.Array, jax.Array],
     eos_id: jax.Array,
     allowed_RW: jax.Array | None,
     steps: int,
 ) -> tuple[KeyValues, jax.Array, jax.Array]:
-    """`steps` more tokens of each row, or fewer once all have ended: (R, steps) each."""
+    """`steps` more tokens of each row, or fewer once all have ended: (R, steps) each.
+
+    `now` has the last token of each row, its position, and whether there is nothing to be written.
+    """
     prefixes, lengths_C, owners_R, seats_R = sharing
     pool = Pool(prefixes, lengths_C, rows, owners_R, seats_R, SHARERS)
+    last_R, positions_R, ended_R = now
     shape = last_R.shape[0], steps
 
     def going(state: tuple) -> jax.Array:
-        step, _, last_R, *_ = state
-        return (step < steps) & jnp.any(last_R != eos_id)
+        step, _, _, ended_R, *_ = state
+        return (step < steps) & ~jnp.all(ended_R)
 
     def write(state: tuple) -> tuple:
-        step, rows, last_R, tokens_RT, log_probs_RT = state
-        now = dataclasses.replace(pool, rows=rows)
-        hidden_R1D, now = model.extend(last_R[:, None], (positions_R + step)[:, None], now)
+        step, rows, last_R, ended_R, tokens_RT, log_probs_RT = state
+        grown = dataclasses.replace(pool, rows=rows)
+        hidden_R1D, grown = model.extend(last_R[:, None], (positions_R + step)[:, None], grown)
         logits_RV = model.logits(hidden_R1D[:, 0])
         allowed_RV = None if allowed_RW is None else _bits(allowed_RW, logits_RV.shape[1])
         next_R, log_probs_R = greedy(logits_RV, allowed_RV)
-        next_R = jnp.where(last_R == eos_id, eos_id, next_R)  # an ended row stays so
-        tokens_RT = tokens_RT.at[:, step].set(next_R)
-        return step + 1, now.rows, next_R, tokens_RT, log_probs_RT.at[:, step].set(log_probs_R)
+        next_R = jnp.where(ended_R, eos_id, next_R)
+        tokens_RT, log_probs_RT = tokens_RT.at[:, step].set(next_R), log_probs_RT.at[:, step].set(log_probs_R)
+        return step + 1, grown.rows, next_R, ended_R | (next_R == eos_id), tokens_RT, log_probs_RT
 
-    start = jnp.int32(0), rows, last_R, jnp.full(shape, eos_id), jnp.zeros(shape, jnp.float32)
-    _, rows, _, tokens_RT, log_probs_RT = jax.lax.while_loop(going, write, start)
+    start = jnp.int32(0), rows, last_R, ended_R, jnp.full(shape, eos_id), jnp.zeros(shape, jnp.float32)
+    _, rows, _, _, tokens_RT, log_probs_RT = jax.lax.while_loop(going, write, start)
     return rows, tokens_RT, log_probs_RT
 
 
