@@ -44,7 +44,8 @@ from uner_jax.template import (
 )
 from uner_jax.weights import load_model, load_model_tokenizer
 
-GROUP = 20
+GROUP = 50
+CURVE = 10
 TYPES = (1, 4, 16, 64, 256)
 LENGTHS = (1, 2, 4)
 
@@ -161,7 +162,7 @@ def print_costs(costs: dict[str, Cost], passages: int) -> None:
 
 def print_curves(ours: Ours, asked: Sequence[Question]) -> None:
     """CPU seconds a passage."""
-    turns = list(dict.fromkeys(question.passage_turn for question in asked))[: GROUP // 2]
+    turns = list(dict.fromkeys(question.passage_turn for question in asked))[:CURVE]
     labels = [f"kind {number} of thing" for number in range(max(TYPES))]
 
     def cost(turns: Sequence[str], count: int) -> float:

@@ -30,7 +30,7 @@ from uner_jax.model.parameters import abstract_model, tree_shardings
 from uner_jax.training.hlo import GIB
 from uner_jax.training.topologies import parse_topology
 
-ROWS, PREFIXES, CONTEXT, OWN, BATCH = 32, 16, 320, 64, 2
+ROWS, PREFIXES, CONTEXT, OWN, BATCH = 32, 16, 320, 64, 1
 
 
 @dataclasses.dataclass(frozen=True)

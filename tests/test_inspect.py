@@ -10,6 +10,8 @@ from safetensors.numpy import save_file
 from test_cli import leave
 from tiny_model import CONFIG, random_model
 
+from uner_jax.data.builder import build
+from uner_jax.data.example import Example
 from uner_jax.inspection.path import inspect, lines
 from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError, write_json, write_rows
@@ -56,6 +58,15 @@ def test_a_gguf_is_told(models, tmp_path):
     assert (facts["kind"], facts["tokenizer"]["kind"]) == ("GGUF file", "SentencePiece BPE")
     count = sum(leaf.size for leaf in flatten(random_model()).values())
     assert facts["parameters"]["count"] == count and set(facts["parameters"]["dtypes"]) == {"F16", "F32"}
+
+
+def test_a_data_set_is_told(tok512: Tokenizer, tmp_path):
+    examples = [Example(str(number), (1, 300 + number, tok512.eos_id), (0, 1, 1)) for number in range(20)]
+    facts = inspect(build(examples, tok512, tmp_path, "cities", {"scheme": "whole"}, "1.2.0"))
+    assert (facts["kind"], facts["name"], facts["version"]) == ("TFRecords", "cities", "1.2.0")
+    assert facts["splits"]["train"]["conversations"] == 20 and facts["splits"]["train"]["bytes"] > 0
+    assert facts["built_with"] == {"scheme": "whole"} and facts["tokenizer"]["vocabulary"] == 512
+    assert [line.split() for line in lines(facts)][:2] == [["path", facts["path"]], ["kind", "TFRecords"]]
 
 
 def test_an_adapter_is_told(tmp_path):

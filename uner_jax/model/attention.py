@@ -81,15 +81,21 @@ def _in_blocks(
     mixed = []
     for block, start in enumerate(range(0, length, BLOCK)):
         queries = slice(start, min(start + BLOCK, length))
+        whole = partial(attend, queries, slice(queries.stop))
+        if starts_BT is None or block == 0:
+            mixed.append(whole(q_BKGTDh, k_BKTDh, v_BKTDh))
+            continue
         spans = [1 << power for power in range(block.bit_length())] + [block + 1]
         reaches = [partial(attend, queries, slice((block + 1 - span) * BLOCK, queries.stop)) for span in spans]
-        if starts_BT is None or len(spans) == 1:
-            mixed.append(reaches[-1](q_BKGTDh, k_BKTDh, v_BKTDh))
-            continue
         needed = block + 1 - jnp.min(starts_BT[:, start]) // BLOCK
-        reach = jnp.searchsorted(jnp.asarray(spans), needed)
-        # its own checkpoint: what all reaches would keep for the way back is more to write than to compute again.
-        mixed.append(jax.lax.switch(reach, [jax.checkpoint(f) for f in reaches], q_BKGTDh, k_BKTDh, v_BKTDh))
+        # their own checkpoints: what all reaches would keep for the way back is more to write than to compute again.
+        nearest = partial(
+            jax.lax.switch,
+            jnp.searchsorted(jnp.asarray(spans), needed),
+            [jax.checkpoint(reach) for reach in reaches],
+        )
+        # on a GPU the host would have to wait for every choice.
+        mixed.append(jax.lax.platform_dependent(q_BKGTDh, k_BKTDh, v_BKTDh, cpu=nearest, default=jax.checkpoint(whole)))
     return jnp.concatenate(mixed, axis=3).transpose(0, 3, 1, 2, 4).reshape(q_BTHDh.shape).astype(q_BTHDh.dtype)
 
 
