@@ -1,4 +1,4 @@
-"""The engine's two programs for LLaMA-7B, compiled for slices and nodes that are not here: their memory.
+"""The engine's programs for LLaMA-7B, compiled for slices and nodes that are not here: their memory.
 
 python benchmarks/extraction_compiled.py
 
@@ -6,12 +6,14 @@ Hardware: two CPU cores, 4 GB of memory and the extra `plan`; no accelerator, no
 program, seconds a GPU program. Reaches: see benchmarks/results.md.
 
 A copy of the model reads 2,048 tokens at a time and writes 32 answers, behind contexts of 320 tokens with 64 tokens of
-their own: four times as long as those of the published benchmarks. Peak is what the compiler says a program needs of a
-device, parameters and pool in it; both programs share them, so what a device must have is the larger of the two
-and what is read and waits for the pool, as much as one batch's keys and values.
+their own: four times as long as those of the published benchmarks. Peak is what the compiler says the layers' program
+needs of a device, with their parameters and the pool, and the table of words, in and out, beside it. Reading and
+writing share the parameters, so what a device must have is the larger of the two and what is read and waits for the
+pool, as much as one batch's keys and values.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -22,8 +24,9 @@ import tyro
 from uner_jax.command import run_command
 from uner_jax.extraction import pool, prefill
 from uner_jax.mesh import make_mesh, sharding_of
+from uner_jax.model import stages
 from uner_jax.model.adapters import freeze
-from uner_jax.model.cache import KeyValues
+from uner_jax.model.cache import KeyValues, Seating
 from uner_jax.model.llama import Llama
 from uner_jax.model.llamas import LLAMA_7B
 from uner_jax.model.parameters import abstract_model, tree_shardings
@@ -73,8 +76,10 @@ def _line(case: Case) -> str:
     with jax.set_mesh(mesh):
         model = _model(case.dtype, mesh)
         read = _key_values(mesh, BATCH * copies, prefill.ROW)
-        peaks = [_peak(program) for program in (_reading(model, mesh, copies), _writing(model, mesh, copies))]
-    waiting = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(read)) / mesh.size
+        ends = stages.Stages(model, LLAMA_7B.num_hidden_layers).ends
+        words = sum(_bytes(leaf) for leaf in jax.tree.leaves(ends))
+        peaks = [words + _peak(program) for program in (_reading(model, mesh, copies), _writing(model, mesh, copies))]
+    waiting = sum(_bytes(leaf) for leaf in jax.tree.leaves(read))
     fits = max(peaks) + waiting <= topology.limit_gib * GIB
     shape = " x ".join(str(size) for size in mesh.shape.values())
     sizes = " | ".join(f"{size / GIB:.2f}" for size in (waiting, *peaks))
@@ -104,17 +109,27 @@ def _integers(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, np.int32)
 
 
+def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """What a device holds of it."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
 def _reading(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
     rows = _integers(BATCH * copies, prefill.ROW)
-    places = _integers(BATCH * copies * prefill.ROW + prefill.PLACES)
-    return prefill._prefill.lower(model, rows, rows, rows, rows, places, places, _integers())
+    x_BTD = _activations(mesh, BATCH * copies, prefill.ROW)
+    return stages.read.lower((model.layers, None), x_BTD, (rows, rows, rows), jnp.bfloat16)
 
 
 def _writing(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
     rows, prefixes = ROWS * copies, PREFIXES * copies
-    sharing = _key_values(mesh, prefixes, CONTEXT), _integers(prefixes), _integers(rows), _integers(rows)
-    own, now = _key_values(mesh, rows, OWN), (_integers(rows), _integers(rows), jax.ShapeDtypeStruct((rows,), bool))
-    return pool._decode.lower(model, own, sharing, now, _integers(), None, pool.DECODE_STEPS)
+    seating = Seating(_integers(prefixes), _integers(rows), _integers(rows), pool.SHARERS)
+    held = _key_values(mesh, prefixes, CONTEXT), _key_values(mesh, rows, OWN)
+    return stages.extend.lower((model.layers, None), _activations(mesh, rows, 1), _integers(rows, 1), seating, *held)
+
+
+def _activations(mesh: Any, rows: int, length: int) -> jax.ShapeDtypeStruct:
+    shape = rows, length, LLAMA_7B.hidden_size
+    return jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding_of(mesh, shape, ("batch", None, None)))
 
 
 def _peak(lowered: jax.stages.Lowered) -> int:

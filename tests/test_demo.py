@@ -17,12 +17,11 @@ from urllib.parse import urlsplit
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CONFIG, random_model
+from tiny_model import CONFIG, blank_model, random_model
 
 from uner_jax import cli
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extraction, Extractor
-from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
 from uner_jax.view.demo import server as server_module
 from uner_jax.view.demo import visit
@@ -97,7 +96,7 @@ def serving(extractor, limits=LIMITS, host="127.0.0.1"):
 
 @pytest.fixture
 def demo(tok512, answers):
-    with serving(Extractor(abstract_model(CONFIG), tok512)) as server:
+    with serving(Extractor(blank_model(CONFIG), tok512)) as server:
         yield server
 
 
@@ -344,7 +343,7 @@ def test_an_answer_that_takes_too_long_is_given_up(demo, answers, monkeypatch):
 
 def test_who_waits_when_the_demo_ends_is_told(tok512, answers, monkeypatch):
     monkeypatch.setattr(visit, "LOOK_SECONDS", 0.01)
-    with serving(Extractor(abstract_model(CONFIG), tok512)) as server:
+    with serving(Extractor(blank_model(CONFIG), tok512)) as server:
         answers.go.clear()
         first = Asking(server)
         assert answers.begun.acquire(timeout=60)
@@ -432,7 +431,7 @@ def test_a_connection_that_says_nothing_does_not_hold_up_the_end(monkeypatch):
 
 def test_too_many_connections_are_turned_away(tok512, answers, monkeypatch):
     monkeypatch.setattr(server_module, "CONNECTIONS", 1)
-    with serving(Extractor(abstract_model(CONFIG), tok512), Limits(waiting=0)) as server:
+    with serving(Extractor(blank_model(CONFIG), tok512), Limits(waiting=0)) as server:
         with closing(socket.create_connection(("127.0.0.1", server.server_port), 60)) as idle:
             idle.sendall(b"GET / HTTP/1.1\r\n")
             wait_for(server.connections, 0)

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from tiny_model import blank_model
 
 from uner_jax.evaluation import answering
 from uner_jax.evaluation.protocols import PROTOCOLS
@@ -16,7 +17,6 @@ from uner_jax.evaluation.scorers import correct_score, exact_span_score, publish
 from uner_jax.evaluation.settings import Answering, Asking, DataSet
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.model.config import LlamaConfig
-from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError, write_rows
 from uner_jax.template import encode_prompt
 
@@ -51,7 +51,7 @@ def read(path, passages=None):
 def answered(tok512, monkeypatch):
     """Replace the model by a function from (place, passage, question) to an answer; gives the prompts it saw."""
     prompts = []
-    monkeypatch.setattr(answering, "load_model", lambda path, dtype: abstract_model(CONFIG))
+    monkeypatch.setattr(answering, "load_model", lambda path, dtype: blank_model(CONFIG))
     monkeypatch.setattr(answering, "load_model_tokenizer", lambda path: tok512)
     monkeypatch.setattr(answering, "model_digest", str)
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import blank_model
 
 from uner_jax.extraction.answers import parse_answer
 from uner_jax.extraction.engine import Engine, Generation, Request
@@ -27,6 +28,7 @@ from uner_jax.extraction.windows import windows
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model
+from uner_jax.model.stages import Stages
 from uner_jax.records import InputError
 from uner_jax.template import answer_turn, encode_answer
 from uner_jax.tokenizer import load_tokenizer
@@ -35,6 +37,7 @@ from uner_jax.tokenizer import load_tokenizer
 
 LONGEST = 120  # no multiple of the engine's buckets
 NEW_TOKENS = 40
+ALIKE = 20  # tokens that several contexts begin with
 CONFIG = LlamaConfig(
     vocab_size=64,
     hidden_size=32,
@@ -68,7 +71,8 @@ def model(dtype=jnp.float32) -> Llama:
 def requests() -> tuple[Request, ...]:
     """Contexts of many lengths with one to five questions each, in no order; some requests are there twice.
 
-    All questions on one of the contexts begin alike, and one has nothing behind that.
+    All questions on one of the contexts begin alike, and one has nothing behind that. Three contexts begin alike, of
+    which one has nothing behind that.
     """
     random = np.random.default_rng(1)
 
@@ -80,6 +84,7 @@ def requests() -> tuple[Request, ...]:
     made += [Request(contexts[2], ids(size)) for size in (16, 17)] + [Request(ids(LONGEST - 10), ids(9))]
     context, beginning = ids(40), ids(5)
     made += [Request(context, beginning + ids(size)) for size in (0, 1, 4)]
+    made += [Request(context[:ALIKE] + ids(size), ids(3)) for size in (0, 7, 33)]
     made += [made[3], made[3], made[20]]
     return tuple(made[place] for place in random.permutation(len(made)))
 
@@ -213,6 +218,19 @@ def test_answers_do_not_depend_on_the_other_requests(seed):
     found = generate([requests()[place] for place in places], frequent_eos())
     for number, place in enumerate(places):
         assert_same_answer(found[number], expected(place, frequent_eos(), NEW_TOKENS))
+
+
+def test_what_contexts_begin_with_is_read_once_a_row(monkeypatch):
+    rows, read = [], Stages.read
+    monkeypatch.setattr(Stages, "read", lambda self, *args: rows.extend(np.asarray(args[0])) or read(self, *args))
+    beginning = next(request.context for request in requests() if len(request.context) == ALIKE)
+    places = [place for place, request in enumerate(requests()) if request.context[:ALIKE] == beginning]
+    found = generate([requests()[place] for place in places], frequent_eos())
+    for number, place in enumerate(places):
+        assert_same_answer(found[number], expected(place, frequent_eos(), NEW_TOKENS))
+    (row,) = rows
+    starts = [start for start in range(len(row)) if tuple(row[start : start + ALIKE]) == beginning]
+    assert starts == [0] and len({requests()[place].context for place in places}) == 4
 
 
 @pytest.mark.parametrize("max_new_tokens", [1, 5, NEW_TOKENS])
@@ -577,7 +595,7 @@ def extractor(tok512, monkeypatch):
             yield place, said(json.dumps(listed, ensure_ascii=False), tok512)
 
     monkeypatch.setattr(Engine, "generate", answers)
-    return Extractor(abstract_model(READS), tok512, options=FREE)
+    return Extractor(blank_model(READS), tok512, options=FREE)
 
 
 def read(request, tokenizer) -> tuple[str, str]:
@@ -747,7 +765,7 @@ def test_a_document_is_checked_alone(extractor):
 @given(text=TEXTS.map(lambda text: text * 5), longest=st.integers(260, 600), letters=st.integers(1, 200))
 def test_a_prompt_always_fits(text, longest, letters, tok512):
     """With the longest label that is taken, whatever the text: half of the room that is left is the answer's."""
-    extractor = Extractor(abstract_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
+    extractor = Extractor(blank_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
     asked = []
     extractor._engine.generate = lambda requests: asked.extend(requests) or []
     label = "q" * letters
@@ -766,7 +784,7 @@ def test_a_prompt_always_fits(text, longest, letters, tok512):
 @pytest.mark.parametrize("longest", [1, 64, 128, 200])
 def test_a_model_too_short_for_the_prompt_is_refused(longest, tok512):
     with pytest.raises(InputError, match=f"the model reads {longest} tokens, which is too few"):
-        Extractor(abstract_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
+        Extractor(blank_model(dataclasses.replace(READS, max_position_embeddings=longest)), tok512)
 
 
 def wide_model(longest: int) -> Llama:
@@ -820,7 +838,7 @@ def test_an_answer_that_is_sound_is_not_written_again(tok512, monkeypatch):
         return [(n, said(' ["London"]', tok512)) for n in range(len(asked))]
 
     monkeypatch.setattr(Engine, "generate_within", within)
-    (found,) = Extractor(abstract_model(READS), tok512).extract([DOCUMENT], list("abcde"))
+    (found,) = Extractor(blank_model(READS), tok512).extract([DOCUMENT], list("abcde"))
     # what was cut has no whole item, and is not asked for again.
     assert again == ["c", "d"] and (found.held, found.cut, found.empty) == (2, 1, 1)
     assert keys(found.entities) == [(0, 12, "a"), (36, 42, "a"), (36, 42, "c"), (36, 42, "d")]
@@ -829,7 +847,7 @@ def test_an_answer_that_is_sound_is_not_written_again(tok512, monkeypatch):
 def test_an_answer_that_no_constraint_can_be_made_for_stays(tok512, monkeypatch):
     monkeypatch.setattr(Engine, "generate", lambda self, asked: [(0, said('["London", "Paris"]', tok512))])
     monkeypatch.setattr(Grammar, "constraint", lambda *arguments: None)
-    (found,) = Extractor(abstract_model(READS), tok512).extract([DOCUMENT], ["city"])
+    (found,) = Extractor(blank_model(READS), tok512).extract([DOCUMENT], ["city"])
     assert keys(found.entities) == [(36, 42, "city")] and (found.ungrounded, found.held) == (1, 0)
 
 
@@ -881,7 +899,7 @@ def test_what_satisfies_a_constraint(answer):
 def test_options_change_what_is_found(extractor, tok512):
     def found(labels=("name", "person"), **options):
         options = dataclasses.replace(FREE, **options)
-        return Extractor(abstract_model(READS), tok512, options=options).extract([DOCUMENT * 2], labels)[0]
+        return Extractor(blank_model(READS), tok512, options=options).extract([DOCUMENT * 2], labels)[0]
 
     plain = found()
     assert len(plain.entities) == 2 * 6

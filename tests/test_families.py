@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from byte_level import write_directory
 from safetensors.numpy import load_file
-from tiny_model import random_model
+from tiny_model import blank_model, random_model
 
 from uner_jax.cli import dispatch
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.model.adapters import AdapterConfig, adapt, join, merge, split
 from uner_jax.model.config import LlamaConfig
-from uner_jax.model.parameters import abstract_model, flatten
+from uner_jax.model.parameters import flatten
 from uner_jax.records import InputError
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 from uner_jax.training.config import DataConfig, TrainConfig
@@ -74,9 +74,9 @@ def test_what_goes_through_the_commands_comes_out_as_it_was(directory, tmp_path)
 
 def test_the_window_is_all_that_extraction_has_for_prompt_and_answer(tokenizer):
     # whole, the model reads 2048 tokens.
-    Extractor(abstract_model(dataclasses.replace(FAMILIES["mistral"], sliding_window=None)), tokenizer)
+    Extractor(blank_model(dataclasses.replace(FAMILIES["mistral"], sliding_window=None)), tokenizer)
     with pytest.raises(InputError, match="the model reads 160 tokens, which is too few"):
-        Extractor(abstract_model(FAMILIES["mistral"]), tokenizer)
+        Extractor(blank_model(FAMILIES["mistral"]), tokenizer)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "smollm3"])

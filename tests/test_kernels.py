@@ -15,7 +15,8 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uner_jax.model.attention import causal_attention
+from uner_jax.model import attention
+from uner_jax.model.attention import branching_attention, causal_attention
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.kernels import Attention, choose_attention, segment_layout
 from uner_jax.model.llama import Llama
@@ -34,6 +35,9 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     head_dim=64,
 )
+
+
+jitted_branching = jax.jit(branching_attention)
 
 
 def packed(rows: int, length: int, seed: int = 0) -> np.ndarray:
@@ -82,11 +86,16 @@ def test_splash_attention_is_the_reference_on_packed_rows(heads, kv_heads, width
 
 def dense(q_BTHDh, k_BTKDh, v_BTKDh, segment_ids_BT):
     """The plain formula over all pairs of tokens."""
+    return plain(q_BTHDh, k_BTKDh, v_BTKDh, segment_ids_BT[:, :, None] == segment_ids_BT[:, None])
+
+
+def plain(q_BTHDh, k_BTKDh, v_BTKDh, together_BTS):
+    """The plain formula: a token sees those before it that are together with it."""
     groups = q_BTHDh.shape[2] // k_BTKDh.shape[2]
     k_BTHDh, v_BTHDh = (jnp.repeat(x, groups, axis=2) for x in (k_BTKDh, v_BTKDh))
     scores_BHTS = jnp.einsum("bthd,bshd->bhts", q_BTHDh, k_BTHDh) * q_BTHDh.shape[-1] ** -0.5
     places = np.arange(q_BTHDh.shape[1])
-    seen_BTS = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None]) & (places[:, None] >= places)
+    seen_BTS = together_BTS & (places[:, None] >= places)
     weights_BHTS = jax.nn.softmax(jnp.where(seen_BTS[:, None], scores_BHTS, -jnp.inf), axis=-1)
     return jnp.einsum("bhts,bshd->bthd", weights_BHTS, v_BTHDh)
 
@@ -102,6 +111,27 @@ def test_rows_of_many_blocks_see_what_the_plain_formula_sees(length, lengths):
     *qkv, weights = random_qkv(2, length, 2, 1, 8)
     found, wanted = (outcome(attend, qkv, weights, segment_ids) for attend in (causal_attention, dense))
     assert_same_outcome(found, wanted)
+
+
+trees = st.lists(st.lists(st.integers(1, 250), min_size=1, max_size=4), max_size=6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.sampled_from([40, 300, 768]), st.integers(0, attention.ROOT), st.lists(trees, min_size=2, max_size=2))
+def test_branches_see_the_root_their_trunk_and_themselves(length, root, rows):
+    ids = np.zeros((2, 2, length), np.int32)
+    for row, sizes in enumerate(rows):
+        pieces = [(tree, branch, size) for tree, own in enumerate(sizes, 1) for branch, size in enumerate(own)]
+        numbered = np.repeat([piece[:2] for piece in pieces], [piece[2] for piece in pieces], axis=0).reshape(-1, 2)
+        ids[:, row, root : root + len(numbered)] = numbered[: length - root].T
+    trees_BT, branches_BT = ids
+    tree = (trees_BT[:, :, None] == trees_BT[:, None]) | (trees_BT[:, None] == 0)
+    branch = (branches_BT[:, :, None] == branches_BT[:, None]) | (branches_BT[:, None] == 0)
+    *qkv, _ = random_qkv(2, length, 2, 1, 8)
+    found, wanted = jitted_branching(*qkv, trees_BT, branches_BT), plain(*qkv, tree & branch)
+    # what is left of a row sees some of what is left before it: no one asks for it.
+    real = (trees_BT > 0) | (np.arange(length) < root)
+    np.testing.assert_allclose(np.asarray(found)[real], np.asarray(wanted)[real], atol=1e-5)
 
 
 def test_a_row_without_segment_ids_is_one_segment():

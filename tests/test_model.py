@@ -16,11 +16,12 @@ from jax.sharding import PartitionSpec as P
 
 from uner_jax.mesh import MESH_AXES, RULES, ShardingRules, constrain, make_mesh, partition_spec
 from uner_jax.model.adapters import AdapterConfig, adapt
-from uner_jax.model.cache import KeyValues, Pool, empty_key_values
+from uner_jax.model.cache import KeyValues, Seating
 from uner_jax.model.config import LlamaConfig, RopeScaling
 from uner_jax.model.llama import Llama
 from uner_jax.model.parameters import abstract_model, flatten, parameter_axes, tree_shardings, unflatten
 from uner_jax.model.rotary import rotate
+from uner_jax.model.stages import Stages
 from uner_jax.records import InputError
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.weights.names import TENSOR_NAMES
@@ -106,35 +107,36 @@ def forward(model: Llama, tokens_BT, positions_BT=None, segment_ids_BT=None) -> 
     return np.asarray(jitted_forward(model, tokens_BT, positions_BT, segment_ids_BT))
 
 
-@jit
-def jitted_read(model: Llama, tokens_BT, positions_BT, trees_BT, branches_BT) -> tuple[jax.Array, KeyValues]:
-    hidden_BTD, key_values = model.read(tokens_BT, positions_BT, trees_BT, branches_BT)
-    return model.logits(hidden_BTD), key_values
+def read(stages: Stages, *rows_of_trees) -> tuple[jax.Array, list[KeyValues]]:
+    x_BTD, key_values = stages.read(*map(jnp.asarray, rows_of_trees))
+    return jitted_logits(stages.ends, x_BTD), key_values
 
 
-@jit
-def jitted_extend(model: Llama, tokens_RT, positions_RT, pool: Pool) -> tuple[jax.Array, Pool]:
-    hidden_RTD, pool = model.extend(tokens_RT, positions_RT, pool)
-    return model.logits(hidden_RTD), pool
+jitted_logits = jit(lambda ends, x_BTD: ends.logits(ends.norm(x_BTD)))
 
 
-def extend(model: Llama, tokens_RT, positions_RT, pool: Pool) -> tuple[np.ndarray, Pool]:
-    logits_RTV, pool = jitted_extend(model, tokens_RT, positions_RT, pool)
-    return np.asarray(logits_RTV), pool
-
-
-def empty_pool(model: Llama, prefixes_CP, lengths: list[int], owners: list[int], seats: list[int], slots: int) -> Pool:
+class Pool:
     """Rows that have nothing of their own yet, behind the first tokens of each prefix."""
-    whole = np.zeros_like(prefixes_CP)
-    _, prefixes = jitted_read(model, prefixes_CP, places(*prefixes_CP.shape), whole, whole)
-    column = lambda values: jnp.asarray(values, jnp.int32)  # noqa: E731
-    rows = empty_key_values(model.config, len(owners), slots, model.compute_dtype)
-    return Pool(prefixes, column(lengths), rows, column(owners), column(seats), sharers=2)
+
+    def __init__(
+        self, stages: Stages, prefixes_CP, lengths: list[int], owners: list[int], seats: list[int], slots: int
+    ):
+        self.stages = stages
+        whole = np.zeros_like(prefixes_CP)
+        _, self.prefixes = read(stages, prefixes_CP, places(*prefixes_CP.shape), whole, whole)
+        self.rows = stages.empty(len(owners), slots)
+        self.seating = Seating(*(jnp.asarray(values, jnp.int32) for values in (lengths, owners, seats)), sharers=2)
+
+    def extend(self, tokens_RT, positions_RT) -> np.ndarray:
+        """The logits behind each of these tokens, which the rows have from now on."""
+        tokens_RT, positions_RT = jnp.asarray(tokens_RT), jnp.asarray(positions_RT)
+        x_RTD, self.rows = self.stages.extend(tokens_RT, positions_RT, self.seating, self.prefixes, self.rows)
+        return np.asarray(jitted_logits(self.stages.ends, x_RTD))
 
 
 def unshared_pool(model: Llama, rows: int, slots: int) -> Pool:
     """Rows behind prefixes of no tokens."""
-    return empty_pool(model, np.zeros((rows, 1), np.int32), [0] * rows, list(range(rows)), [0] * rows, slots)
+    return Pool(Stages(model), np.zeros((rows, 1), np.int32), [0] * rows, list(range(rows)), [0] * rows, slots)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
@@ -243,7 +245,7 @@ def test_reading_in_pieces_equals_reading_the_whole(lengths_PB):
         piece_BT = np.take_along_axis(tokens_BT, np.minimum(positions_BT, SLOTS - 1), axis=1)
         # what pads a row is not what stands there in the text.
         piece_BT = np.where(np.arange(4) < lengths_B[:, None], piece_BT, (piece_BT + np.int32(1)) % np.int32(40))
-        logits_BTV, pool = extend(shared_model(), piece_BT, positions_BT, pool)
+        logits_BTV = pool.extend(piece_BT, positions_BT)
         for row, (start, count) in enumerate(zip(done_B, lengths_B, strict=True)):
             assert_close(logits_BTV[row, :count], whole_BTV[row, start : start + count])
         done_B = done_B + lengths_B
@@ -256,9 +258,9 @@ def test_reading_in_pieces_equals_reading_the_whole(lengths_PB):
 def test_rows_that_share_a_prefix_read_on_as_if_it_were_their_own(owners, seats):
     prefixes_CP, endings_RT = random_tokens(4, 6, seed=1), random_tokens(4, 5, seed=2)
     lengths = [6, 2, 4, 1]
-    pool = empty_pool(shared_model(), prefixes_CP, lengths, owners, seats, 5)
+    pool = Pool(Stages(shared_model()), prefixes_CP, lengths, owners, seats, 5)
     starts_R1 = np.asarray([[lengths[min(owner, 3)]] for owner in owners], np.int32)
-    logits_RTV, _ = extend(shared_model(), endings_RT, starts_R1 + places(4, 5), pool)
+    logits_RTV = pool.extend(endings_RT, starts_R1 + places(4, 5))
     for row, owner in enumerate(owners):
         if owner < 4:
             whole_T = np.concatenate([prefixes_CP[owner, : lengths[owner]], endings_RT[row]])
@@ -282,7 +284,7 @@ def test_a_branch_is_read_as_if_it_alone_followed_its_trunk(shape):
             before = np.arange(start, start + trunk) if branch else own[:0]
             alone.append((own, np.concatenate([before, own])))
             end += size
-    logits_BTV, _ = jitted_read(shared_model(), tokens_BT, positions_BT, trees_BT, branches_BT)
+    logits_BTV, _ = read(Stages(shared_model()), tokens_BT, positions_BT, trees_BT, branches_BT)
     rows_NT = np.zeros((len(alone), 10), np.int32)
     for row, (_, whole) in enumerate(alone):
         rows_NT[row, : len(whole)] = tokens_BT[0, whole]
@@ -299,13 +301,14 @@ FAMILIES = {
 }
 
 
+@pytest.mark.parametrize("layers_of_a_stage", [1, 2, 3])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_reads_on_behind_a_prefix_as_it_reads_the_whole(family):
+def test_every_family_reads_on_behind_a_prefix_as_it_reads_the_whole(family, layers_of_a_stage):
     model = random_model(dataclasses.replace(CONFIG, **FAMILIES[family]))
     prefixes_CP, endings_RT = random_tokens(2, 6, seed=1), random_tokens(2, 5, seed=2)
-    pool = empty_pool(model, prefixes_CP, [6, 4], [1, 0], [0, 0], 5)
+    pool = Pool(Stages(model, layers_of_a_stage), prefixes_CP, [6, 4], [1, 0], [0, 0], 5)
     starts_R1 = np.asarray([[4], [6]], np.int32)
-    logits_RTV, _ = extend(model, endings_RT, starts_R1 + places(2, 5), pool)
+    logits_RTV = pool.extend(endings_RT, starts_R1 + places(2, 5))
     for row, prefix_T in enumerate((prefixes_CP[1, :4], prefixes_CP[0])):
         whole_BT = np.concatenate([prefix_T, endings_RT[row]])[None]
         assert_close(logits_RTV[row], forward(model, whole_BT)[0, len(prefix_T) :])
@@ -325,7 +328,7 @@ def test_a_long_row_has_the_same_logits_whole_packed_and_in_a_pool():
     config = dataclasses.replace(CONFIG, max_position_embeddings=300)
     model, tokens_BT = random_model(config), random_tokens(2, 140)
     whole_BTV = forward(model, tokens_BT)
-    in_pool_BTV, _ = extend(model, tokens_BT, places(2, 140), unshared_pool(model, 2, 140))
+    in_pool_BTV = unshared_pool(model, 2, 140).extend(tokens_BT, places(2, 140))
     assert_close(in_pool_BTV, whole_BTV)
     segments_BT = np.repeat(np.asarray([[1, 2]], np.int32), 140, axis=1)
     packed_BTV = forward(model, tokens_BT.reshape(1, 280), places(2, 140).reshape(1, 280), segments_BT)
@@ -373,7 +376,7 @@ def test_bfloat16_computes_nearly_the_same_in_float32_logits():
     model = random_model(config, compute_dtype=jnp.bfloat16)
     assert jax.eval_shape(model.hidden, tokens_BT).dtype == jnp.bfloat16
     logits_BTV = forward(model, tokens_BT)
-    in_pool_BTV, _ = extend(model, tokens_BT, places(2, 12), unshared_pool(model, 2, 12))
+    in_pool_BTV = unshared_pool(model, 2, 12).extend(tokens_BT, places(2, 12))
     for found in (logits_BTV, in_pool_BTV):
         assert found.dtype == jnp.float32
         assert 0 < np.linalg.norm(found - exact) < 0.03 * np.linalg.norm(exact)
@@ -582,6 +585,6 @@ def test_a_real_model_tells_its_story_in_a_pool(stories, story_ids, shared_data)
     written, pool = [tokenizer.bos_id], unshared_pool(stories, 1, len(story_ids))
     while len(written) < len(story_ids):
         last_BT, place_BT = np.asarray([[written[-1]], [len(written) - 1]], np.int32)[:, None]
-        logits_BTV, pool = extend(stories, last_BT, place_BT, pool)
+        logits_BTV = pool.extend(last_BT, place_BT)
         written.append(int(logits_BTV[0, 0].argmax()))
     assert tokenizer.decode(written) == STORY

@@ -12,12 +12,11 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_model import CONFIG, random_model
+from tiny_model import CONFIG, blank_model, random_model
 
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extractor
 from uner_jax.extraction.options import Options
-from uner_jax.model.parameters import abstract_model
 from uner_jax.records import InputError
 from uner_jax.view.conversation import Conversation, piped_text
 from uner_jax.view.markup import HUES, RULES
@@ -111,7 +110,7 @@ def extractor(tok512, monkeypatch):
 
     monkeypatch.setattr(Engine, "generate", answers)
     # no grounding while it writes: what is not in the text comes as it is, and must be counted.
-    return Extractor(abstract_model(CONFIG), tok512, options=Options(grounding="none"))
+    return Extractor(blank_model(CONFIG), tok512, options=Options(grounding="none"))
 
 
 def lines(*typed):

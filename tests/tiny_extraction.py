@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tiny_model import blank_model
 
 from uner_jax.extraction.extractor import Extraction, Extractor
 from uner_jax.model.config import LlamaConfig
@@ -39,7 +40,7 @@ class Knowing(Extractor):
     """An extractor whose answers are these names wherever they stand; it finishes the last text first."""
 
     def __init__(self, tokenizer):
-        super().__init__(abstract_model(CONFIG), tokenizer)
+        super().__init__(blank_model(CONFIG), tokenizer)
         self.asked: list[str] = []
         self.opened = 0
 

@@ -31,3 +31,8 @@ def random_model(config: LlamaConfig = CONFIG) -> Llama:
         return jnp.asarray(np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.5, shape), jnp.float32)
 
     return unflatten(model, {name: draw(name, leaf.shape) for name, leaf in flatten(model).items()})
+
+
+def blank_model(config: LlamaConfig) -> Llama:
+    """A model of zeros, which nobody asks."""
+    return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract_model(config))

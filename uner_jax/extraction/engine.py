@@ -8,7 +8,6 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from itertools import takewhile
 from typing import Protocol
 
 import jax
@@ -16,8 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from uner_jax.extraction.pool import Answer, DecodePool, Written
-from uner_jax.extraction.prefill import Batch, Draft, Ids, Tree, power_of_two, read_trees
+from uner_jax.extraction.prefill import Batch, Draft, Ids, Tree, alike, power_of_two, read_trees
 from uner_jax.model.llama import Llama
+from uner_jax.model.stages import Stages
 from uner_jax.records import InputError
 
 # R rows of the pool, W words of 32 bits
@@ -78,7 +78,7 @@ class Engine:
                 f"batch size {batch_size}, new tokens {max_new_tokens} and batch tokens {batch_tokens} "
                 f"must be at least 1, and copied tokens {copied} at least 0"
             )
-        self._model = model
+        self._stages = Stages(model)
         self._mesh = mesh
         copies = mesh.shape["data"] * mesh.shape["fsdp"] if mesh else 1
         self._batch_size = batch_size * copies
@@ -121,9 +121,9 @@ class Engine:
         trees = self._trees(requests)
         if not trees:
             return
-        batches = read_trees(self._model, trees, self._draft, self._batch_tokens)
+        batches = read_trees(self._stages, trees, self._draft, self._batch_tokens)
         rows = min(self._batch_size, power_of_two(len(requests)))
-        pool = DecodePool(self._model, self._draft.eos_id, rows, max(len(tree.context) for tree in trees))
+        pool = DecodePool(self._stages, self._draft.eos_id, rows, max(len(tree.context) for tree in trees))
         waiting: list[tuple[Batch, Answer]] = []
         while True:
             with self._on_mesh():
@@ -190,9 +190,8 @@ class Engine:
         trees = []
         for context, places in by_context.items():
             questions = [requests[place].question for place in places]
-            alike = sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*questions, strict=False)))
             # but for a token of each, behind which its answer stands.
-            shared = min(alike, min(map(len, questions)) - 1)
+            shared = min(alike(questions), min(map(len, questions)) - 1)
             trunk = context + questions[0][:shared]
             trees.append(Tree(trunk, tuple(question[shared:] for question in questions), tuple(places)))
         return trees

@@ -1,7 +1,7 @@
 """The decode pool: answers that are being written, each behind a context that it shares; what ends makes room."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import jax
@@ -10,8 +10,9 @@ import numpy as np
 
 from uner_jax.extraction.prefill import Batch, Branch, Ids, greedy, power_of_two
 from uner_jax.mesh import constrain
-from uner_jax.model.cache import KeyValues, Pool, empty_key_values
+from uner_jax.model.cache import KeyValues, Seating
 from uner_jax.model.llama import Llama
+from uner_jax.model.stages import Stages
 
 # L layers, C prefixes, R rows, A rows that come in, N rows of either kind, S slots, K kv heads, Dh head width,
 # V vocabulary, W words of 32 bits
@@ -74,8 +75,8 @@ Written = tuple[Answer, list[tuple[int, float]]]
 class DecodePool:
     """Up to `rows` answers at a time, behind contexts of up to `longest_context` tokens."""
 
-    def __init__(self, model: Llama, eos_id: int, rows: int, longest_context: int):
-        self._model = model
+    def __init__(self, stages: Stages, eos_id: int, rows: int, longest_context: int):
+        self._stages = stages
         self._eos_id = eos_id
         self._answers: list[Answer | None] = [None] * rows
         # the context that each prefix holds, and the prefix and seat of each row.
@@ -83,8 +84,8 @@ class DecodePool:
         self._seats: list[tuple[int, int] | None] = [None] * rows
         self._slots = FEWEST_SLOTS
         slots = -(-longest_context // FEWEST_SLOTS) * FEWEST_SLOTS
-        self._prefixes = empty_key_values(model.config, len(self._contexts), slots, model.compute_dtype)
-        self._rows = empty_key_values(model.config, rows, self._slots, model.compute_dtype)
+        self._prefixes = stages.empty(len(self._contexts), slots)
+        self._rows = stages.empty(rows, self._slots)
 
     @property
     def answers(self) -> list[Answer]:
@@ -125,14 +126,13 @@ class DecodePool:
             spread = np.zeros((len(self._answers), allowed_RW.shape[1]), np.int32)
             spread[[row for row, answer in enumerate(self._answers) if answer]] = allowed_RW
             allowed_RW = spread
-        last_R = np.array([answer.last if answer else self._eos_id for answer in self._answers], np.int32)
-        positions_R = np.array([answer.position if answer else 0 for answer in self._answers], np.int32)
-        empty_R = np.array([answer is None for answer in self._answers])
-        now = last_R, positions_R, empty_R
-        self._rows, tokens_RT, log_probs_RT = _decode(
-            self._model, self._rows, self._sharing(), now, np.int32(self._eos_id), allowed_RW, steps
-        )
-        written = zip(self._answers, np.asarray(tokens_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True)
+        tokens_R1 = jnp.asarray([[answer.last if answer else 0] for answer in self._answers], jnp.int32)
+        found = []
+        for step in range(steps):
+            tokens_R1, log_probs_R1 = self._next(tokens_R1, self._positions([step]), allowed_RW)
+            found.append((tokens_R1, log_probs_R1))
+        tokens_RT, log_probs_RT = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+        written = zip(self._answers, tokens_RT.tolist(), log_probs_RT.tolist(), strict=True)
         return [(answer, list(zip(*new, strict=True))) for answer, *new in written if answer]
 
     def write_copying(self, count: int) -> list[Written]:
@@ -146,9 +146,7 @@ class DecodePool:
         for row, (answer, guess) in enumerate(zip(self._answers, guesses, strict=True)):
             if answer:
                 tokens_RT[row, : 1 + len(guess)] = answer.last, *guess
-        first_R = np.array([answer.position if answer else 0 for answer in self._answers], np.int32)
-        positions_RT = first_R[:, None] + np.arange(count + 1, dtype=np.int32)
-        self._rows, next_RT, log_probs_RT = _verify(self._model, self._rows, self._sharing(), tokens_RT, positions_RT)
+        next_RT, log_probs_RT = self._next(jnp.asarray(tokens_RT), self._positions(range(count + 1)))
         found = zip(
             self._answers, guesses, np.asarray(next_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True
         )
@@ -158,6 +156,18 @@ class DecodePool:
                 agreed = next((n for n, token in enumerate(guess) if token != tokens[n]), len(guess))
                 written.append((answer, list(zip(tokens, log_probs, strict=True))[: agreed + 1]))
         return written
+
+    def _positions(self, steps: Sequence[int]) -> jax.Array:
+        """Where the last token of each row stands, so many steps on."""
+        first_R = np.array([answer.position if answer else 0 for answer in self._answers], np.int32)
+        return jnp.asarray(first_R[:, None] + np.asarray(steps, np.int32))
+
+    def _next(
+        self, tokens_RT: jax.Array, positions_RT: jax.Array, allowed_RW: np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Read these tokens of the rows: the likeliest behind each, of those allowed, and their log-probabilities."""
+        x_RTD, self._rows = self._stages.extend(tokens_RT, positions_RT, self._seating(), self._prefixes, self._rows)
+        return _likeliest(self._stages.ends, x_RTD, allowed_RW)
 
     @property
     def rows(self) -> int:
@@ -175,8 +185,8 @@ class DecodePool:
         self._answers = [*self.answers, *[None] * (rows - len(kept))]
         self._seats = [*((held.index(prefix), seat) for prefix, seat in seats), *[None] * (rows - len(kept))]
         self._contexts = [*(self._contexts[prefix] for prefix in held), *[None] * (_prefixes_for(rows) - len(held))]
-        self._rows = _take(self._rows, _padded(kept, rows), self._slots)
-        self._prefixes = _take(self._prefixes, _padded(held, len(self._contexts)), self._prefixes.slots)
+        self._rows = _taken(self._rows, _padded(kept, rows), self._slots)
+        self._prefixes = _taken(self._prefixes, _padded(held, len(self._contexts)), self._prefixes[0].slots)
 
     def _seat(self, answer: Answer) -> int | None:
         """The row that is given to an answer, with a prefix; None if there is no room."""
@@ -203,31 +213,23 @@ class DecodePool:
         wanted = max(FEWEST_SLOTS, power_of_two(max(answer.own for answer in self.answers) + steps))
         if wanted > self._slots or wanted * 4 <= self._slots:
             self._slots = wanted
-            self._rows = _take(self._rows, _padded(range(len(self._answers)), len(self._answers)), wanted)
+            self._rows = _taken(self._rows, _padded(range(len(self._answers)), len(self._answers)), wanted)
 
     def _insert(self, batch: Batch, coming: Sequence[tuple[int, Answer]]) -> None:
-        branches = [answer.branch for _, answer in coming]
-        rows = _padded([row for row, _ in coming], ADMITTED, len(self._answers))
-        # a prefix is written again by each row that comes to share it: with the same numbers.
-        prefixes = [seat[0] for row, _ in coming if (seat := self._seats[row])]
-        sources = _padded([branch.row for branch in branches], ADMITTED)
-        self._rows = _insert(
-            self._rows, batch.key_values, rows, sources, _padded([branch.start for branch in branches], ADMITTED)
-        )
-        self._prefixes = _insert(
-            self._prefixes,
-            batch.key_values,
-            _padded(prefixes, ADMITTED, len(self._contexts)),
-            sources,
-            _padded([branch.context_start for branch in branches], ADMITTED),
-        )
+        rows, prefixes = {}, {}
+        for row, answer in coming:
+            branch, (prefix, _) = answer.branch, self._seats[row] or (0, 0)
+            rows[row] = branch.row, branch.start
+            prefixes[prefix] = branch.row, branch.context_start
+        self._rows = _inserted(self._rows, batch, rows, 0)
+        self._prefixes = _inserted(self._prefixes, batch, prefixes, batch.root)
 
-    def _sharing(self) -> tuple[KeyValues, np.ndarray, np.ndarray, np.ndarray]:
-        """The prefixes, their lengths, and the owner and the seat of each row."""
+    def _seating(self) -> Seating:
+        """The lengths of the prefixes, and the owner and the seat of each row."""
         lengths_C = np.array([len(context) if context else 0 for context in self._contexts], np.int32)
         nowhere = len(self._contexts), 0
         owners_R, seats_R = np.array([seat or nowhere for seat in self._seats], np.int32).T
-        return self._prefixes, lengths_C, owners_R, seats_R
+        return Seating(jnp.asarray(lengths_C), jnp.asarray(owners_R), jnp.asarray(seats_R), SHARERS)
 
 
 def _prefixes_for(rows: int) -> int:
@@ -241,25 +243,47 @@ def _padded(values: Sequence[int], size: int, fill: int = 0) -> np.ndarray:
     return column
 
 
+def _inserted(
+    held: Sequence[KeyValues], batch: Batch, sources: Mapping[int, tuple[int, int]], root: int
+) -> list[KeyValues]:
+    """With what was read from a place of a row of the batch on, behind the first `root` of that row, in these rows."""
+    source_rows, starts = zip(*sources.values(), strict=True)
+    which = tuple(jnp.asarray(_padded(values, ADMITTED)) for values in (list(sources), source_rows, starts))
+    sizes = jnp.int32(len(sources)), jnp.int32(root)
+    return [_insert(one, read, which, sizes) for one, read in zip(held, batch.key_values, strict=True)]
+
+
 @partial(jax.jit, donate_argnames="held")
 def _insert(
-    held: KeyValues, read: KeyValues, rows_A: jax.Array, sources_A: jax.Array, starts_A: jax.Array
+    held: KeyValues,
+    read: KeyValues,
+    which: tuple[jax.Array, ...],
+    sizes: tuple[jax.Array, jax.Array],
 ) -> KeyValues:
-    """What was read from the starts of the source rows on, in those rows; a row that there is not is left out."""
-    places_AS = starts_A[:, None] + jnp.arange(held.slots, dtype=jnp.int32)
+    """A stage's part of `_inserted`: `which` are rows, source rows and starts, of which so many count, and `root`."""
+    (rows_A, sources_A, starts_A), (count, root) = which, sizes
+    slots_S = jnp.arange(held.slots, dtype=jnp.int32)
 
-    def put(x_LNKSDh: jax.Array, y_LBKTDh: jax.Array) -> jax.Array:
-        # the two index arrays with a slice between them come first: (A, S, L, K, Dh).
-        taken = y_LBKTDh.at[:, sources_A[:, None], :, places_AS].get(mode="clip")
-        return constrain(x_LNKSDh.at[:, rows_A].set(taken.transpose(2, 0, 3, 1, 4), mode="drop"), *KEPT)
+    def insert(number: jax.Array, held: KeyValues) -> KeyValues:
+        places_S = jnp.where(slots_S < root, slots_S, starts_A[number] + slots_S - root)
 
-    return jax.tree.map(put, held, read)
+        def put(x_LNKSDh: jax.Array, y_LBKTDh: jax.Array) -> jax.Array:
+            y_LKTDh = jax.lax.dynamic_index_in_dim(y_LBKTDh, sources_A[number], 1, keepdims=False)
+            y_LKSDh = jnp.take(y_LKTDh, places_S, axis=2, mode="clip")
+            return constrain(jax.lax.dynamic_update_index_in_dim(x_LNKSDh, y_LKSDh, rows_A[number], 1), *KEPT)
+
+        return jax.tree.map(put, held, read)
+
+    return jax.lax.fori_loop(0, count, insert, held)
+
+
+def _taken(held: Sequence[KeyValues], kept: np.ndarray, slots: int) -> list[KeyValues]:
+    """Those rows, with that many slots."""
+    return [_take(one, kept, slots) for one in held]
 
 
 @partial(jax.jit, static_argnames="slots")
 def _take(held: KeyValues, kept_N: jax.Array, slots: int) -> KeyValues:
-    """Those rows, with that many slots."""
-
     def take(x_LNKSDh: jax.Array) -> jax.Array:
         kept = x_LNKSDh[:, kept_N, :, :slots]
         padding = (0, 0), (0, 0), (0, 0), (0, slots - kept.shape[3]), (0, 0)
@@ -268,58 +292,14 @@ def _take(held: KeyValues, kept_N: jax.Array, slots: int) -> KeyValues:
     return jax.tree.map(take, held)
 
 
-@partial(jax.jit, static_argnames="steps", donate_argnames="rows")
-def _decode(
-    model: Llama,
-    rows: KeyValues,
-    sharing: tuple[KeyValues, jax.Array, jax.Array, jax.Array],
-    now: tuple[jax.Array, jax.Array, jax.Array],
-    eos_id: jax.Array,
-    allowed_RW: jax.Array | None,
-    steps: int,
-) -> tuple[KeyValues, jax.Array, jax.Array]:
-    """`steps` more tokens of each row, or fewer once all have ended: (R, steps) each.
-
-    `now` has the last token of each row, its position, and whether there is nothing to be written.
-    """
-    prefixes, lengths_C, owners_R, seats_R = sharing
-    pool = Pool(prefixes, lengths_C, rows, owners_R, seats_R, SHARERS)
-    last_R, positions_R, ended_R = now
-    shape = last_R.shape[0], steps
-
-    def going(state: tuple) -> jax.Array:
-        step, _, _, ended_R, *_ = state
-        return (step < steps) & ~jnp.all(ended_R)
-
-    def write(state: tuple) -> tuple:
-        step, rows, last_R, ended_R, tokens_RT, log_probs_RT = state
-        grown = dataclasses.replace(pool, rows=rows)
-        hidden_R1D, grown = model.extend(last_R[:, None], (positions_R + step)[:, None], grown)
-        logits_RV = model.logits(hidden_R1D[:, 0])
-        allowed_RV = None if allowed_RW is None else _bits(allowed_RW, logits_RV.shape[1])
-        next_R, log_probs_R = greedy(logits_RV, allowed_RV)
-        next_R = jnp.where(ended_R, eos_id, next_R)
-        tokens_RT, log_probs_RT = tokens_RT.at[:, step].set(next_R), log_probs_RT.at[:, step].set(log_probs_R)
-        return step + 1, grown.rows, next_R, ended_R | (next_R == eos_id), tokens_RT, log_probs_RT
-
-    start = jnp.int32(0), rows, last_R, ended_R, jnp.full(shape, eos_id), jnp.zeros(shape, jnp.float32)
-    _, rows, _, _, tokens_RT, log_probs_RT = jax.lax.while_loop(going, write, start)
-    return rows, tokens_RT, log_probs_RT
-
-
-@partial(jax.jit, donate_argnames="rows")
-def _verify(
-    model: Llama,
-    rows: KeyValues,
-    sharing: tuple[KeyValues, jax.Array, jax.Array, jax.Array],
-    tokens_RT: jax.Array,
-    positions_RT: jax.Array,
-) -> tuple[KeyValues, jax.Array, jax.Array]:
-    """What greedy decoding writes behind each token of each row, and its log-probability: (R, T) each."""
-    pool = Pool(sharing[0], sharing[1], rows, sharing[2], sharing[3], SHARERS)
-    hidden_RTD, pool = model.extend(tokens_RT, positions_RT, pool)
-    next_N, log_probs_N = greedy(model.logits(hidden_RTD.reshape(-1, hidden_RTD.shape[-1])))
-    return pool.rows, next_N.reshape(tokens_RT.shape), log_probs_N.reshape(tokens_RT.shape)
+@jax.jit
+def _likeliest(ends: Llama, x_RTD: jax.Array, allowed_RW: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """The likeliest tokens behind what the last layer gave, and their log-probabilities: (R, T) each."""
+    x_ND = x_RTD.reshape(-1, x_RTD.shape[-1])
+    logits_NV = ends.logits(ends.norm(x_ND))
+    allowed_NV = None if allowed_RW is None else _bits(allowed_RW, logits_NV.shape[1])
+    tokens_N, log_probs_N = greedy(logits_NV, allowed_NV)
+    return tokens_N.reshape(x_RTD.shape[:2]), log_probs_N.reshape(x_RTD.shape[:2])
 
 
 def _bits(words_RW: jax.Array, count: int) -> jax.Array:

@@ -1,21 +1,24 @@
 """Reading passages with all their questions: trees packed into rows, a few rows at a time.
 
-A tree is a passage's context, read once, with a branch for each of its questions. Behind every question stands
-a draft, the answer that most questions have (`[]`): where greedy decoding writes just that, the question is answered
-without a step of decoding.
+A tree is a passage's context, read once, with a branch for each of its questions. What all contexts begin with, the
+root, is read once a row. Behind every question stands a draft, the answer that most questions have (`[]`): where
+greedy decoding writes just that, the question is answered without a step of decoding.
 """
 
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from uner_jax.data.packing import pack_best_fit
+from uner_jax.model.attention import ROOT
 from uner_jax.model.cache import KeyValues
 from uner_jax.model.llama import Llama
+from uner_jax.model.stages import Stages
 
 # B rows, T tokens of a row, D model width, V vocabulary, M places where the next token is asked for
 
@@ -56,7 +59,7 @@ class Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A question that was read: where it and its context begin in the batch, and what comes after it.
+    """A question that was read: where it and its context behind the root begin in a row, and what comes after it.
 
     `tokens` are what greedy decoding writes first, with their log-probabilities: what it agrees to of the draft and,
     unless it agrees to all, one token more. Of the draft's own tokens, `draft_log_probs` are the log-probabilities.
@@ -75,24 +78,26 @@ class Branch:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Rows that were read: their keys and values, and the branches of all their trees."""
+    """Rows that were read: their keys and values, the length of the root, and the branches of all their trees."""
 
-    key_values: KeyValues
+    key_values: list[KeyValues]
+    root: int
     branches: list[Branch]
 
 
-def read_trees(model: Llama, trees: Sequence[Tree], draft: Draft, batch_tokens: int) -> Iterator[Batch]:
+def read_trees(stages: Stages, trees: Sequence[Tree], draft: Draft, batch_tokens: int) -> Iterator[Batch]:
     """Read the trees in batches of about that many tokens, nearly in their order: whole documents are done early."""
+    root = trees[0].context[: min(ROOT, alike([tree.context for tree in trees]))]
     for start in range(0, len(trees), LOOK_AHEAD):
         by_length: dict[int, list[Tree]] = defaultdict(list)
         for tree in trees[start : start + LOOK_AHEAD]:
             length = _row_length(tree, draft)
             by_length[length] += _cut(tree, draft, length)
         for length, pieces in sorted(by_length.items()):
-            rows = pack_best_fit([_size(piece, draft) for piece in pieces], length)
+            rows = pack_best_fit([_size(piece, root, draft) for piece in pieces], length - len(root))
             count = max(1, batch_tokens // length)
             for first in range(0, len(rows), count):
-                yield _read_rows(model, [[pieces[n] for n in row] for row in rows[first : first + count]], draft)
+                yield _read_rows(stages, [[pieces[n] for n in row] for row in rows[first : first + count]], root, draft)
 
 
 def _row_length(tree: Tree, draft: Draft) -> int:
@@ -115,15 +120,18 @@ def _cut(tree: Tree, draft: Draft, length: int) -> Iterator[Tree]:
     yield Tree(tree.context, tree.questions[first:], tree.numbers[first:])
 
 
-def _size(tree: Tree, draft: Draft) -> int:
-    return len(tree.context) + sum(len(ids) + len(draft.behind(tree.context, ids)) for ids in tree.questions)
+def _size(tree: Tree, root: Ids, draft: Draft) -> int:
+    """The number of a tree's tokens behind the root."""
+    branches = sum(len(ids) + len(draft.behind(tree.context, ids)) for ids in tree.questions)
+    return len(tree.context) - len(root) + branches
 
 
-def _read_rows(model: Llama, rows: Sequence[Sequence[Tree]], draft: Draft) -> Batch:
-    longest = max(sum(_size(tree, draft) for tree in row) for row in rows)
-    layout = _Layout(power_of_two(len(rows)), max(SHORTEST_ROW, power_of_two(longest)))
+def _read_rows(stages: Stages, rows: Sequence[Sequence[Tree]], root: Ids, draft: Draft) -> Batch:
+    longest = len(root) + max(sum(_size(tree, root, draft) for tree in row) for row in rows)
+    layout = _Layout(power_of_two(len(rows)), max(SHORTEST_ROW, power_of_two(longest)), root)
     placed = [branch for number, row in enumerate(rows) for branch in layout.add_row(number, row, draft)]
-    key_values, *found = _prefill(model, *layout.arrays())
+    hidden_BTD, key_values = stages.read(*layout.rows())
+    found = _project(stages.ends, hidden_BTD, *layout.asked())
     tokens, log_probs, draft_log_probs = (np.asarray(x).tolist() for x in found)
     branches, asked = [], 0
     for branch, expected in placed:
@@ -138,24 +146,26 @@ def _read_rows(model: Llama, rows: Sequence[Sequence[Tree]], draft: Draft) -> Ba
                 draft_log_probs=tuple(draft_log_probs[places]),
             )
         )
-    return Batch(key_values, branches)
+    return Batch(key_values, len(root), branches)
 
 
 class _Layout:
     """The arrays of a batch as they are filled, tree by tree."""
 
-    def __init__(self, rows: int, length: int):
-        # tokens, positions, trees and branches; padding is a tree of its own.
+    def __init__(self, rows: int, length: int, root: Ids):
+        self._root = root
+        # tokens, positions, trees and branches; the root is tree 0, and what is left over counts as of it.
         self._fields = np.zeros((4, rows, length), np.int32)
         self._places: list[int] = []
         self._expected: list[int] = []
 
     def add_row(self, row: int, trees: Sequence[Tree], draft: Draft) -> Iterator[tuple[Branch, Ids]]:
         """Each question's branch, as far as it is known, with the tokens that are expected behind it."""
-        end = 0
+        known = len(self._root)
+        end = self._add(row, 0, self._root, 0, 0, 0)
         for number, tree in enumerate(trees, 1):
             context_start, length = end, len(tree.context)
-            end = self._add(row, end, tree.context, 0, number, 0)
+            end = self._add(row, end, tree.context[known:], known, number, 0)
             for branch, (name, question) in enumerate(zip(tree.numbers, tree.questions, strict=True), 1):
                 behind = draft.behind(tree.context, question)
                 start, end = end, self._add(row, end, question + behind, length, number, branch)
@@ -171,43 +181,39 @@ class _Layout:
         self._fields[:, row, start:end] = np.asarray(ids), positions, np.full(len(ids), tree), np.full(len(ids), branch)
         return end
 
-    def arrays(self) -> tuple[jax.Array, ...]:
-        """What `_prefill` takes; there are as many places as tokens, of which the first are used."""
+    def rows(self) -> list[jax.Array]:
+        """What `Stages.read` takes."""
+        return [jnp.asarray(field) for field in self._fields]
+
+    def asked(self) -> tuple[jax.Array, jax.Array, np.int32]:
+        """What `_project` takes; there are as many places as tokens, of which the first are used."""
         padding = np.zeros(self._fields[0].size - len(self._places) + PLACES, np.int32)
         places = np.concatenate([np.asarray(self._places, np.int32), padding])
         expected = np.concatenate([np.asarray(self._expected, np.int32), padding])
-        chunks = np.int32(-(-len(self._places) // PLACES))
-        return tuple(jnp.asarray(x) for x in (*self._fields, places, expected, chunks))
+        return jnp.asarray(places), jnp.asarray(expected), np.int32(-(-len(self._places) // PLACES))
 
 
 @jax.jit
-def _prefill(
-    model: Llama,
-    tokens_BT: jax.Array,
-    positions_BT: jax.Array,
-    trees_BT: jax.Array,
-    branches_BT: jax.Array,
-    places_M: jax.Array,
-    expected_M: jax.Array,
-    chunks: jax.Array,
-) -> tuple[KeyValues, jax.Array, jax.Array, jax.Array]:
-    """Keys and values of the rows; at each place the likeliest next token, its log-probability and the expected one's.
+def _project(
+    ends: Llama, x_BTD: jax.Array, places_M: jax.Array, expected_M: jax.Array, chunks: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """At each place the likeliest next token, its log-probability and the expected one's.
 
-    Only the places of the first `chunks` times PLACES are projected to the vocabulary.
+    `x_BTD` is what the last layer gave. Only the places of the first `chunks` times PLACES are projected to the
+    vocabulary.
     """
-    hidden_BTD, key_values = model.read(tokens_BT, positions_BT, trees_BT, branches_BT)
-    hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
+    x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
 
     def project(chunk: jax.Array, found: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         first = chunk * PLACES
         places, expected = (jax.lax.dynamic_slice_in_dim(x, first, PLACES) for x in (places_M, expected_M))
-        logits_NV = model.logits(hidden_ND[places])
+        logits_NV = ends.logits(ends.norm(x_ND[places]))
         expected_log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits_NV), expected[:, None], axis=-1)[:, 0]
         new = *greedy(logits_NV), expected_log_probs
         return tuple(jax.lax.dynamic_update_slice_in_dim(x, y, first, 0) for x, y in zip(found, new, strict=True))
 
     nothing = jnp.zeros_like(expected_M), *(jnp.zeros(expected_M.shape, jnp.float32) for _ in range(2))
-    return key_values, *jax.lax.fori_loop(0, chunks, project, nothing)
+    return jax.lax.fori_loop(0, chunks, project, nothing)
 
 
 def greedy(logits_NV: jax.Array, allowed_NV: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
@@ -215,6 +221,11 @@ def greedy(logits_NV: jax.Array, allowed_NV: jax.Array | None = None) -> tuple[j
     candidates_NV = logits_NV if allowed_NV is None else jnp.where(allowed_NV, logits_NV, -jnp.inf)
     tokens_N = jnp.argmax(candidates_NV, axis=-1).astype(jnp.int32)
     return tokens_N, jnp.max(candidates_NV, axis=-1) - jax.nn.logsumexp(logits_NV, axis=-1)
+
+
+def alike(texts: Sequence[Ids]) -> int:
+    """How many ids all of them begin with."""
+    return sum(1 for _ in takewhile(lambda ids: len(set(ids)) == 1, zip(*texts, strict=False)))
 
 
 def power_of_two(number: int) -> int:

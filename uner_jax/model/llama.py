@@ -1,6 +1,5 @@
 """LLaMA: an embedding, a scanned stack of blocks, a norm and a head (arXiv 2302.13971)."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,16 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from uner_jax.mesh import constrain
-from uner_jax.model.attention import branching_attention, shared_attention
-from uner_jax.model.cache import KeyValues, Pool
 from uner_jax.model.config import LlamaConfig
 from uner_jax.model.kernels import Attention
 from uner_jax.model.layers import Block, RMSNorm, normal_param
 
-# B batch, R rows of a pool, T tokens, D model width, V vocabulary, L layers
+# B batch, T tokens, D model width, V vocabulary, L layers
 
 Remat = Literal["none", "full", "dots", "qkv", "offload"]
-# what a scan over the blocks takes of each: the block, and whether it rotates (see `_turned`)
+# what a scan over the blocks takes of each: the block, and whether it rotates (see `turned`)
 Item = tuple[Block, jax.Array | None]
 
 REFERENCE = Attention()
@@ -40,7 +37,7 @@ def _policy(remat: Remat) -> Callable[..., bool] | None:
     return None
 
 
-def _turned(positions_BT: jax.Array, rotates: jax.Array | None) -> jax.Array:
+def turned(positions_BT: jax.Array, rotates: jax.Array | None) -> jax.Array:
     """The positions that a layer turns queries and keys by: in one without rotary positions 0, which turns nothing."""
     return positions_BT if rotates is None else positions_BT * rotates.astype(positions_BT.dtype)
 
@@ -101,52 +98,11 @@ class Llama(nnx.Module):
 
         def step(x_BTD: jax.Array, item: Item) -> tuple[jax.Array, None]:
             block, rotates = item
-            return block(x_BTD, _turned(positions_BT, rotates), segment_ids_BT, self.attention), None
+            return block(x_BTD, turned(positions_BT, rotates), segment_ids_BT, self.attention), None
 
         body = step if self.remat == "none" else jax.checkpoint(step, policy=_policy(self.remat))
-        x_BTD, _ = jax.lax.scan(body, self._embed(tokens_BT), (self.layers, self._rotating()))
+        x_BTD, _ = jax.lax.scan(body, self.embed(tokens_BT), (self.layers, self.rotating()))
         return self.norm(x_BTD)
-
-    def read(
-        self, tokens_BT: jax.Array, positions_BT: jax.Array, trees_BT: jax.Array, branches_BT: jax.Array
-    ) -> tuple[jax.Array, KeyValues]:
-        """Read rows of trees (see `branching_attention`): (B, T, D) for `logits`, and all keys and values.
-
-        Positions are counted along a tree's trunk and on along each of its branches.
-        """
-
-        def step(x_BTD: jax.Array, item: Item) -> tuple[jax.Array, KeyValues]:
-            block, rotates = item
-            q, k, v = block.attention.project(block.attention_norm(x_BTD), _turned(positions_BT, rotates))
-            mixed_BTHDh = branching_attention(q, k, v, trees_BT, branches_BT)
-            kept = (constrain(x.swapaxes(1, 2), "batch", "kv_heads", None, None) for x in (k, v))
-            return block.finish(x_BTD, mixed_BTHDh), KeyValues(*kept)
-
-        x_BTD, key_values = jax.lax.scan(step, self._embed(tokens_BT), (self.layers, self._rotating()))
-        return self.norm(x_BTD), key_values
-
-    def extend(self, tokens_RT: jax.Array, positions_RT: jax.Array, pool: Pool) -> tuple[jax.Array, Pool]:
-        """Read T more tokens of each row of a pool; returns (R, T, D) for `logits`, and the pool with them.
-
-        The positions of a row are contiguous and follow those that it has; a token without a slot is not kept.
-        """
-        slots_RT = pool.own_slots(positions_RT)
-        rows_R1 = jnp.arange(tokens_RT.shape[0], dtype=slots_RT.dtype)[:, None]
-
-        def step(carry: tuple[jax.Array, Pool], item: tuple):
-            (x_RTD, pool), (block, rotates, layer, prefix) = carry, item
-            q, k, v = block.attention.project(block.attention_norm(x_RTD), _turned(positions_RT, rotates))
-            keys = pool.rows.keys_LNKSDh.at[layer, rows_R1, :, slots_RT].set(k, mode="drop")
-            values = pool.rows.values_LNKSDh.at[layer, rows_R1, :, slots_RT].set(v, mode="drop")
-            pool = dataclasses.replace(pool, rows=KeyValues(keys, values))
-            mixed_RTHDh = shared_attention(q, pool, layer, prefix, slots_RT)
-            return (block.finish(x_RTD, mixed_RTHDh), pool), None
-
-        layers_L = jnp.arange(self.config.num_hidden_layers, dtype=slots_RT.dtype)
-        prefixes = pool.prefixes.keys_LNKSDh, pool.prefixes.values_LNKSDh
-        carry = self._embed(tokens_RT), pool
-        (x_RTD, pool), _ = jax.lax.scan(step, carry, (self.layers, self._rotating(), layers_L, prefixes))
-        return self.norm(x_RTD), pool
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """Project `hidden` of any leading shape to the vocabulary, in float32."""
@@ -158,14 +114,15 @@ class Llama(nnx.Module):
         """The rows that hidden states are compared with, one a word of the vocabulary: (V, D)."""
         return (self.embedding if self.head is None else self.head)[...]
 
-    def _rotating(self) -> jax.Array | None:
+    def rotating(self) -> jax.Array | None:
         """1 for each layer with rotary positions and 0 for each without; None if all have them."""
         without = self.config.layers_without_rope
         if not without:
             return None
         return jnp.asarray([layer not in without for layer in range(self.config.num_hidden_layers)], jnp.int32)
 
-    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+    def embed(self, tokens_BT: jax.Array) -> jax.Array:
+        """What the first block takes: (B, T, D)."""
         # the table is gathered over fsdp first: cut over both axes, the lookup makes the partitioner copy it all.
         table_VD = constrain(self.embedding[...].astype(self.compute_dtype), "vocab", None)
         return constrain(jnp.take(table_VD, tokens_BT, axis=0), "batch", None, None)
