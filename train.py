@@ -15,7 +15,7 @@ from pathlib import Path
 
 import tyro
 
-from uner_jax.command import run_command
+from uner_jax.command import run_command, use_huge_pages
 from uner_jax.mesh import start_distributed
 from uner_jax.records import InputError
 from uner_jax.training.config import TrainConfig
@@ -63,4 +63,5 @@ def load_recipe(path: str) -> TrainConfig:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_command(main)

@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 import tyro
 from peers import BATCH, LlamaCpp, Onnx, OpenVino, OpenVinoCached, Transformers
 
-from uner_jax.command import keep_programs, run_command
+from uner_jax.command import keep_programs, run_command, use_huge_pages
 from uner_jax.evaluation.questions import Question, read_questions
 from uner_jax.evaluation.settings import Asking, DataSet
 from uner_jax.extraction.engine import Engine, Request
@@ -208,5 +208,6 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     keep_programs()
     run_command(main)

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import tyro
 
-from uner_jax.command import run_command
+from uner_jax.command import run_command, use_huge_pages
 from uner_jax.data.batches import Batch, PackedRows, answers_of, batches
 from uner_jax.data.builder import Example, build
 from uner_jax.mesh import make_mesh
@@ -258,4 +258,5 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    use_huge_pages()
     run_command(main)

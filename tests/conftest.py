@@ -11,6 +11,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from uner_jax.tokenizer import Tokenizer, load_tokenizer
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# the commands that tests start would start anew to get it.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,6 +1,10 @@
 """A command leaves with the right exit status and one message, and shows how far it is."""
 
 import io
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -125,3 +129,33 @@ def test_no_time_is_left_before_there_is_a_rate(capsys, monkeypatch):
     with command.Progress("reading", 3, "rows") as shown:
         shown.advance(0)
     assert "left" not in capsys.readouterr().err
+
+
+SAYS = """
+import json, os, sys
+from pathlib import Path
+from uner_jax import command
+command.HUGE_PAGES = Path(sys.argv[1])
+command.use_huge_pages()
+print(json.dumps([os.environ["GLIBC_TUNABLES"], sys.argv[2:], sys.flags.dev_mode, sys.stdin.read()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("offered", "tunables", "wanted"),
+    [
+        ("always [madvise] never", "", "glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "a.b=2", "a.b=2:glibc.malloc.hugetlb=1"),
+        ("always [madvise] never", "glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+        ("[always] madvise never", "a.b=2", "a.b=2"),
+        (None, "", ""),
+    ],
+)
+def test_huge_pages_are_asked_for_where_they_are_given(offered, tunables, wanted, tmp_path):
+    """The process starts anew with all that it was given, and once."""
+    if offered:
+        (tmp_path / "enabled").write_text(offered)
+    command = [sys.executable, "-X", "dev", "-c", SAYS, str(tmp_path / "enabled"), "--a", "b c"]
+    environment = {**os.environ, "GLIBC_TUNABLES": tunables}
+    said = subprocess.run(command, env=environment, input="text", capture_output=True, text=True, check=True).stdout
+    assert json.loads(said) == [wanted, ["--a", "b c"], True, "text"]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from uner_jax.command import keep_programs, run_command
+from uner_jax.command import keep_programs, run_command, use_huge_pages
 from uner_jax.data.beam import pipeline_options
 from uner_jax.data.storage import as_path, is_remote
 from uner_jax.evaluation.settings import Answering, Asking, DataSet
@@ -447,6 +447,7 @@ def dispatch(arguments: list[str]) -> None:
 
 def main() -> None:
     """The command line."""
+    use_huge_pages()
     keep_programs()
     run_command(dispatch)
 
