@@ -117,14 +117,16 @@ def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
 def _reading(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
     rows = _integers(BATCH * copies, prefill.ROW)
     x_BTD = _activations(mesh, BATCH * copies, prefill.ROW)
-    return stages.read.lower((model.layers, None), x_BTD, (rows, rows, rows), jnp.bfloat16)
+    return stages.read_stage.lower((model.layers, None), x_BTD, (rows, rows, rows), jnp.bfloat16)
 
 
 def _writing(model: Llama, mesh: Any, copies: int) -> jax.stages.Lowered:
     rows, prefixes = ROWS * copies, PREFIXES * copies
     seating = Seating(_integers(prefixes), _integers(rows), _integers(rows), pool.SHARERS)
     held = _key_values(mesh, prefixes, CONTEXT), _key_values(mesh, rows, OWN)
-    return stages.extend.lower((model.layers, None), _activations(mesh, rows, 1), _integers(rows, 1), seating, *held)
+    return stages.extend_stage.lower(
+        (model.layers, None), _activations(mesh, rows, 1), _integers(rows, 1), seating, *held
+    )
 
 
 def _activations(mesh: Any, rows: int, length: int) -> jax.ShapeDtypeStruct:

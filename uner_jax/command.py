@@ -52,6 +52,8 @@ def keep_programs() -> None:
 def use_huge_pages() -> None:
     """Start this process anew with huge pages for what it allocates, where Linux gives them to those who ask.
 
+    Nothing of the process is left: call it before anything is read or begun.
+
     On a CPU a step of training takes gigabytes from the system and gives them back, a small page at a time, up to a
     fifth of its time. The environment may say otherwise (GLIBC_TUNABLES=glibc.malloc.hugetlb=0).
     """

@@ -6,11 +6,10 @@ import threading
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from tiny_model import CONFIG
+from tiny_model import CONFIG, blank_model
 
 from uner_jax.extraction.engine import Engine, Generation
 from uner_jax.extraction.extractor import Extractor
-from uner_jax.model.parameters import abstract_model
 from uner_jax.tokenizer import load_tokenizer
 from uner_jax.view.demo.question import Limits
 from uner_jax.view.demo.server import DemoServer
@@ -49,7 +48,7 @@ def demo(shared_data, go):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "generate", answers)
         with DemoServer("127.0.0.1", 0, "a model", Limits(characters=1000, types=8, waiting=1)) as server:
-            server.extractor = Extractor(abstract_model(CONFIG), tokenizer)
+            server.extractor = Extractor(blank_model(CONFIG), tokenizer)
             thread = threading.Thread(target=server.serve_forever, args=[0.01])
             thread.start()
             yield server

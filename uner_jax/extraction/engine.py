@@ -123,7 +123,7 @@ class Engine:
             return
         batches = read_trees(self._stages, trees, self._draft, self._batch_tokens)
         rows = min(self._batch_size, power_of_two(len(requests)))
-        pool = DecodePool(self._stages, self._draft.eos_id, rows, max(len(tree.context) for tree in trees))
+        pool = DecodePool(self._stages, rows, max(len(tree.context) for tree in trees))
         waiting: list[tuple[Batch, Answer]] = []
         while True:
             with self._on_mesh():

@@ -75,9 +75,8 @@ Written = tuple[Answer, list[tuple[int, float]]]
 class DecodePool:
     """Up to `rows` answers at a time, behind contexts of up to `longest_context` tokens."""
 
-    def __init__(self, stages: Stages, eos_id: int, rows: int, longest_context: int):
+    def __init__(self, stages: Stages, rows: int, longest_context: int):
         self._stages = stages
-        self._eos_id = eos_id
         self._answers: list[Answer | None] = [None] * rows
         # the context that each prefix holds, and the prefix and seat of each row.
         self._contexts: list[Ids | None] = [None] * _prefixes_for(rows)
@@ -127,9 +126,9 @@ class DecodePool:
             spread[[row for row, answer in enumerate(self._answers) if answer]] = allowed_RW
             allowed_RW = spread
         tokens_R1 = jnp.asarray([[answer.last if answer else 0] for answer in self._answers], jnp.int32)
-        found = []
+        seating, found = self._seating(), []
         for step in range(steps):
-            tokens_R1, log_probs_R1 = self._next(tokens_R1, self._positions([step]), allowed_RW)
+            tokens_R1, log_probs_R1 = self._next(tokens_R1, self._positions([step]), seating, allowed_RW)
             found.append((tokens_R1, log_probs_R1))
         tokens_RT, log_probs_RT = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
         written = zip(self._answers, tokens_RT.tolist(), log_probs_RT.tolist(), strict=True)
@@ -146,7 +145,7 @@ class DecodePool:
         for row, (answer, guess) in enumerate(zip(self._answers, guesses, strict=True)):
             if answer:
                 tokens_RT[row, : 1 + len(guess)] = answer.last, *guess
-        next_RT, log_probs_RT = self._next(jnp.asarray(tokens_RT), self._positions(range(count + 1)))
+        next_RT, log_probs_RT = self._next(jnp.asarray(tokens_RT), self._positions(range(count + 1)), self._seating())
         found = zip(
             self._answers, guesses, np.asarray(next_RT).tolist(), np.asarray(log_probs_RT).tolist(), strict=True
         )
@@ -163,10 +162,14 @@ class DecodePool:
         return jnp.asarray(first_R[:, None] + np.asarray(steps, np.int32))
 
     def _next(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, allowed_RW: np.ndarray | None = None
+        self,
+        tokens_RT: jax.Array,
+        positions_RT: jax.Array,
+        seating: Seating,
+        allowed_RW: np.ndarray | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Read these tokens of the rows: the likeliest behind each, of those allowed, and their log-probabilities."""
-        x_RTD, self._rows = self._stages.extend(tokens_RT, positions_RT, self._seating(), self._prefixes, self._rows)
+        x_RTD, self._rows = self._stages.extend(tokens_RT, positions_RT, seating, self._prefixes, self._rows)
         return _likeliest(self._stages.ends, x_RTD, allowed_RW)
 
     @property
@@ -178,7 +181,7 @@ class DecodePool:
         """Go on with a quarter of the rows if they are enough: for when nothing more will come."""
         rows = self.rows // 4
         kept = [row for row, answer in enumerate(self._answers) if answer]
-        held = [prefix for prefix, context in enumerate(self._contexts) if context]
+        held = [prefix for prefix, context in enumerate(self._contexts) if context is not None]
         if len(kept) > rows or len(held) > _prefixes_for(rows):
             return
         seats = [seat for seat in self._seats if seat]
@@ -220,6 +223,7 @@ class DecodePool:
         for row, answer in coming:
             branch, (prefix, _) = answer.branch, self._seats[row] or (0, 0)
             rows[row] = branch.row, branch.start
+            # written again by whoever comes to share it, with the same numbers but for rounding.
             prefixes[prefix] = branch.row, branch.context_start
         self._rows = _inserted(self._rows, batch, rows, 0)
         self._prefixes = _inserted(self._prefixes, batch, prefixes, batch.root)
@@ -237,8 +241,8 @@ def _prefixes_for(rows: int) -> int:
     return max(rows // 2, min(rows, SMALL))
 
 
-def _padded(values: Sequence[int], size: int, fill: int = 0) -> np.ndarray:
-    column = np.full(size, fill, np.int32)
+def _padded(values: Sequence[int], size: int) -> np.ndarray:
+    column = np.zeros(size, np.int32)
     column[: len(values)] = values
     return column
 
@@ -268,8 +272,9 @@ def _insert(
         places_S = jnp.where(slots_S < root, slots_S, starts_A[number] + slots_S - root)
 
         def put(x_LNKSDh: jax.Array, y_LBKTDh: jax.Array) -> jax.Array:
-            y_LKTDh = jax.lax.dynamic_index_in_dim(y_LBKTDh, sources_A[number], 1, keepdims=False)
-            y_LKSDh = jnp.take(y_LKTDh, places_S, axis=2, mode="clip")
+            # one gather: of a row that is sliced out first, a mesh would bring all rows to every device.
+            y_SLKDh = y_LBKTDh.at[:, sources_A[number], :, places_S].get(mode="clip")
+            y_LKSDh = y_SLKDh.transpose(1, 2, 0, 3)
             return constrain(jax.lax.dynamic_update_index_in_dim(x_LNKSDh, y_LKSDh, rows_A[number], 1), *KEPT)
 
         return jax.tree.map(put, held, read)

@@ -79,6 +79,7 @@ def _in_blocks(
     order_T = jnp.arange(length)
 
     def attend(queries: slice, first: int, q_BKGTDh: jax.Array, k_BKTDh: jax.Array, v_BKTDh: jax.Array) -> jax.Array:
+        # as many as a root may have, whether this row's is so long or not: the mask leaves out the others.
         keys = [slice(root), slice(first, queries.stop)] if first > root > 0 else [slice(first, queries.stop)]
         mask = order_T[queries, None] >= _taken(order_T, keys, axis=0)
         mask_BTS = jnp.broadcast_to(mask, (batch, *mask.shape))

@@ -2,7 +2,7 @@
 
 On an accelerator all layers are one stage, a loop over their stack. On a CPU every layer is a stage of its own: XLA's
 loop there copies a layer's weights out of their stack before it computes with them, which for a few tokens takes
-as long as the products, and what is bfloat16 it slices and updates as float32 copies of the whole.
+as long as the products, and bfloat16 arrays it slices and updates by way of a float32 copy of the whole.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,9 @@ class Stages:
     """A model that reads trees and extends pools; what it keeps of keys and values is a list of one a stage.
 
     `ends` is the model without its layers: what embeds, and what projects to the vocabulary. `kept_dtype` is the
-    dtype of keys and values: on a CPU float32, in which it updates them in place.
+    dtype of keys and values: on a CPU float32, in which it updates them in place. Layers of a stage of their own are
+    copies: whoever keeps the model has its weights twice. How many layers a stage has depends on the platform, unless a
+    number is given, as tests do.
     """
 
     def __init__(self, model: Llama, layers_of_a_stage: int | None = None):
@@ -55,7 +57,7 @@ class Stages:
         """
         x_BTD, kept = embed(self.ends, tokens_BT), []
         for stage in self._stages:
-            x_BTD, key_values = read(stage, x_BTD, (positions_BT, trees_BT, branches_BT), self.kept_dtype)
+            x_BTD, key_values = read_stage(stage, x_BTD, (positions_BT, trees_BT, branches_BT), self.kept_dtype)
             kept.append(key_values)
         return x_BTD, kept
 
@@ -74,7 +76,7 @@ class Stages:
         """
         x_RTD, grown = embed(self.ends, tokens_RT), []
         for stage, prefix, held in zip(self._stages, prefixes, rows, strict=True):
-            x_RTD, held = extend(stage, x_RTD, positions_RT, seating, prefix, held)
+            x_RTD, held = extend_stage(stage, x_RTD, positions_RT, seating, prefix, held)
             grown.append(held)
         return x_RTD, grown
 
@@ -88,12 +90,12 @@ class Stages:
 
 @jax.jit
 def embed(ends: Llama, tokens_BT: jax.Array) -> jax.Array:
-    """(B, T, D)."""
+    """What the first layer takes: (B, T, D)."""
     return ends.embed(tokens_BT)
 
 
 @partial(jax.jit, static_argnames="dtype")
-def read(
+def read_stage(
     stage: Stage, x_BTD: jax.Array, places: tuple[jax.Array, jax.Array, jax.Array], dtype: jnp.dtype
 ) -> tuple[jax.Array, KeyValues]:
     """A stage's part of `Stages.read`; `places` are positions, trees and branches."""
@@ -110,7 +112,7 @@ def read(
 
 
 @partial(jax.jit, donate_argnames="rows")
-def extend(
+def extend_stage(
     stage: Stage,
     x_RTD: jax.Array,
     positions_RT: jax.Array,
