@@ -32,7 +32,6 @@ class KeyValues:
 
         A token without a slot is not kept.
         """
-
         places = layer, jnp.arange(slots_RT.shape[0], dtype=slots_RT.dtype)[:, None], slice(None), slots_RT
         keys = self.keys_LNKSDh.at[places].set(k_RTKDh.astype(self.keys_LNKSDh.dtype), mode="drop")
         values = self.values_LNKSDh.at[places].set(v_RTKDh.astype(self.values_LNKSDh.dtype), mode="drop")
